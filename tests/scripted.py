@@ -110,13 +110,13 @@ def judge_all(
     return list(judge_pairs(settings, cases, ReplyCache() if cache is None else cache, ledger=ledger))
 
 
-def one(server: ScriptedServer, **more: Any) -> Judgement:
+def judge_one(server: ScriptedServer, **more: Any) -> Judgement:
     (result,) = judge_all(server, **more)
     assert isinstance(result, Judgement), result
     return result
 
 
-def none(server: ScriptedServer, **more: Any) -> Abstention:
+def abstain_one(server: ScriptedServer, **more: Any) -> Abstention:
     (result,) = judge_all(server, **more)
     assert isinstance(result, Abstention), result
     return result

@@ -1,8 +1,8 @@
-"""How strong the tests are: breakages of one line each, over all packages, and for each the test that must fail.
+"""Mutation tests: one-line breakages over all packages, each with the tests that must fail.
 
-`python tests/strength.py` (`make strength`) makes every breakage in a copy of the tree, runs its test there and says
-which survived. Slow, by hand; `--only WORD` takes those whose name or file has the word. tests/test_strength.py
-holds, quickly, that every breakage still applies.
+`python tests/strength.py` (`make strength`) applies every breakage to a copy of the tree, runs its tests there and
+prints which survived. It is slow and run by hand; `--only WORD` selects breakages by name or file.
+tests/test_strength.py tests that every breakage still applies.
 """
 
 import argparse
@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Breakage:
-    """A change that must be noticed: text of a file that stands there once, what takes its place, and the tests that
-    must fail."""
+    """A change that tests must detect: text that occurs once in a file, its replacement, and the tests that must
+    fail."""
 
     name: str
     file: str
@@ -41,60 +41,60 @@ W = "towpath/web/"
 BREAKAGES = [
     # algos
     Breakage(
-        "whitening over pads",
+        "whitening includes padding",
         A + "functional.py",
         "torch.where(mask, x, 0.0).sum() / mask.sum()",
         "x.mean()",
         "tests/test_functional.py",
     ),
     Breakage(
-        "score on the first token",
+        "score added to the first token",
         A + "functional.py",
         "last_B = mask_BT.sum(1) - 1",
         "last_B = 0 * mask_BT.sum(1)",
         "tests/test_functional.py",
     ),
     Breakage(
-        "no discount in GAE",
+        "GAE without lambda",
         A + "functional.py",
         "delta + gamma * lam * following",
         "delta + gamma * following",
         "tests/test_functional.py",
     ),
     Breakage(
-        "optimistic surrogate",
+        "policy loss takes the smaller of clipped and unclipped",
         A + "functional.py",
         "torch.maximum(plain, clipped)",
         "torch.minimum(plain, clipped)",
         "tests/test_functional.py",
     ),
     Breakage(
-        "value loss never held",
+        "value loss takes the smaller of clipped and unclipped",
         A + "functional.py",
         "torch.maximum((value - target) ** 2, (held",
         "torch.minimum((value - target) ** 2, (held",
         "tests/test_functional.py",
     ),
     Breakage(
-        "margin turned round",
+        "Bradley-Terry margin negated",
         A + "functional.py",
         "F.logsigmoid(margin) - smoothing",
         "F.logsigmoid(-margin) - smoothing",
         "tests/test_functional.py",
     ),
-    Breakage("IPO's target", A + "functional.py", "1 / (2 * tau)", "1 / tau", "tests/test_references.py"),
+    Breakage("IPO target doubled", A + "functional.py", "1 / (2 * tau)", "1 / tau", "tests/test_references.py"),
     Breakage(
-        "KTO's sign", A + "functional.py", "torch.sigmoid(-sign", "torch.sigmoid(sign", "tests/test_references.py"
+        "KTO sign flipped", A + "functional.py", "torch.sigmoid(-sign", "torch.sigmoid(sign", "tests/test_references.py"
     ),
     Breakage(
-        "own answer in its baseline",
+        "leave-one-out baseline includes the own reward",
         A + "functional.py",
         "(total_B - x_B) / (size_B - 1).clamp(min=1)",
         "total_B / size_B",
         "tests/test_references.py",
     ),
     Breakage(
-        "KL added to the reward",
+        "KL penalty added instead of subtracted",
         A + "functional.py",
         "score_B - coef * torch.where",
         "score_B + coef * torch.where",
@@ -108,89 +108,95 @@ BREAKAGES = [
         "tests/test_references.py",
     ),
     Breakage(
-        "answers weigh by length",
+        "GRPO answer average ignored",
         A + "grpo.py",
         'if cfg.grpo.average == "answer" else None',
         'if cfg.grpo.average == "never" else None',
         "tests/test_algos.py",
     ),
     Breakage(
-        "old policy of a single update",
+        "on-policy old log-probabilities ignored",
         A + "surrogate.py",
         'if "on_policy" in c else c["old_logp"]',
         'if False else c["old_logp"]',
         "tests/test_algos.py",
     ),
     Breakage(
-        "weights of rows lost",
+        "SFT row weights ignored",
         A + "sft.py",
         "out.logp_BT * weight_B[:, None]",
         "out.logp_BT",
         "tests/test_models.py -k weight",
     ),
     Breakage(
-        "no pull to zero", A + "reward_model.py", "cfg.center * ((chosen", "0.0 * ((chosen", "tests/test_references.py"
+        "reward centring ignored",
+        A + "reward_model.py",
+        "cfg.center * ((chosen",
+        "0.0 * ((chosen",
+        "tests/test_references.py",
     ),
     # data
     Breakage(
-        "answers end at the limit of rows",
+        "micro-batches exceed the token limit",
         D + "batch.py",
         "if total > tokens and index > begin:",
         "if total > tokens + 8 and index > begin:",
         "tests/test_models.py -k passes",
     ),
     Breakage(
-        "segments share a number",
+        "packed segments share a number",
         D + "batch.py",
         "segment_PL[line, begin:end] = count[line]",
         "segment_PL[line, begin:end] = 1",
         "tests/test_models.py -k weight",
     ),
     Breakage(
-        "positions run on",
+        "positions continue over packed rows",
         D + "batch.py",
         "np.arange(first, first + len(ids))",
         "np.arange(begin, begin + len(ids))",
         "tests/test_models.py -k packing",
     ),
     Breakage(
-        "draws do not depend on the stream",
+        "random draws ignore the stream",
         D + "draws.py",
         "[str(seed), stream, *map(str, counters)]",
         "[str(seed), *map(str, counters)]",
         "tests/test_data.py -k draws",
     ),
     Breakage(
-        "interval of a share",
+        "Wilson interval too wide",
         D + "intervals.py",
         "Z**2 / (4 * n**2)",
         "Z**2 / (2 * n**2)",
         "tests/test_feedback.py tests/test_sequential.py",
     ),
     Breakage(
-        "unstated is harmless",
+        "missing harmful label read as harmless",
         D + "fields.py",
         "        raise UnusableRow(UNSTATED)",
         "        return False",
         "tests/test_unusable.py -k harmful_label",
     ),
-    Breakage("one band of near-duplicates", D + "near_duplicates.py", "BANDS = 16", "BANDS = 1", "tests/test_near.py"),
     Breakage(
-        "NUL in prompts",
+        "near-duplicate search with one band", D + "near_duplicates.py", "BANDS = 16", "BANDS = 1", "tests/test_near.py"
+    ),
+    Breakage(
+        "NUL in prompts accepted",
         D + "texts.py",
         'if "\\x00" in text:',
         "if False:",
         "tests/test_unusable.py tests/test_data.py",
     ),
     Breakage(
-        "held-out prompts are trained on",
+        "demonstrations of held-out prompts are used",
         D + "corpus_reader.py",
         'if any(p.split == "heldout" for p in (*owners, *by_text[text])):',
         "if False:",
         "tests/test_data.py -k heldout",
     ),
     Breakage(
-        "two columns of one name",
+        "duplicate columns accepted",
         S + "exchange.py",
         "if header.count(name) > 1",
         "if header.count(name) > 2",
@@ -198,52 +204,56 @@ BREAKAGES = [
     ),
     # models and rollout
     Breakage(
-        "adapter without its scale",
+        "adapter scale ignored",
         M + "adapters.py",
         "F.linear(x, a) * self.scale[name]",
         "F.linear(x, a)",
         "tests/test_models.py -k adapters",
     ),
     Breakage(
-        "merged without its scale",
+        "adapter scale ignored in merging",
         M + "adapters.py",
         "weight + self.scale[name] * (self",
         "weight + 1.0 * (self",
         "tests/test_models.py -k adapters",
     ),
     Breakage(
-        "reward head drawn too wide", M + "heads.py", "1 / math.sqrt(width + 1)", "1.0", "tests/test_models.py -k drawn"
+        "reward head initialized too wide",
+        M + "heads.py",
+        "1 / math.sqrt(width + 1)",
+        "1.0",
+        "tests/test_models.py -k drawn",
     ),
     Breakage(
-        "bias forgotten by the fit",
+        "closed-form head without bias",
         M + "heads.py",
         "self.head.bias.copy_(solved_E[-1])",
         "self.head.bias.zero_()",
         "tests/test_models.py -k solved",
     ),
     Breakage(
-        "pickles are read",
+        "pickle weights accepted",
         M + "files.py",
         'sorted(folder.glob("*.safetensors"))',
         'sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])',
         "tests/test_model_sources.py tests/test_model_files.py",
     ),
     Breakage(
-        "top-p one token short",
+        "top-p drops one token",
         "towpath/rollout/sampling.py",
         "(mass < goal_B[:, None]).sum(-1)",
         "((mass < goal_B[:, None]).sum(-1) - 1)",
         "tests/test_rollout.py -k draws",
     ),
     Breakage(
-        "top-k keeps one more",
+        "top-k limited below the vocabulary",
         "towpath/rollout/sampling.py",
         "(top_k_B.clamp(1, most) - 1)[:, None]",
         "top_k_B.clamp(1, most - 1)[:, None]",
         "tests/test_rollout.py",
     ),
     Breakage(
-        "temperature unused",
+        "temperature ignored",
         "towpath/rollout/sampling.py",
         ".div_(temperature_B[:, None])",
         "",
@@ -251,28 +261,28 @@ BREAKAGES = [
     ),
     # runtime
     Breakage(
-        "a gradient that is not finite moves weights",
+        "non-finite gradient updates weights",
         "towpath/runtime/local.py",
         "if np.isfinite(norm):",
         "if True:",
         "tests/test_models.py -k nan",
     ),
     Breakage(
-        "the loss is not divided by the step's weight",
+        "loss not divided by the weight of the step",
         "towpath/runtime/local.py",
         "(total / weight).backward()",
         "total.backward()",
         "tests/test_by_hand.py",
     ),
     Breakage(
-        "no bias correction",
+        "AdamW without bias correction",
         "towpath/models/cpu/optimizer.py",
         "rate / (1 - beta1**count)",
         "rate",
         "tests/test_adam.py -k torch",
     ),
     Breakage(
-        "weight decay by no rate",
+        "AdamW without weight decay",
         "towpath/models/cpu/optimizer.py",
         "1 - rate * self.weight_decay",
         "1.0",
@@ -280,87 +290,91 @@ BREAKAGES = [
     ),
     # feedback, evals, gates
     Breakage(
-        "a later round is not heard",
+        "later rounds of a rater ignored",
         F + "aggregation.py",
         ">= by_rater[judgement.rater].round",
         "< by_rater[judgement.rater].round",
         "tests/test_feedback.py",
     ),
     Breakage(
-        "even split goes to the first",
+        "even split decided for the first choice",
         F + "aggregation.py",
         'choice = "tie" if tied else ranked[0][0]',
         "choice = ranked[0][0]",
         "tests/test_feedback.py",
     ),
     Breakage(
-        "calls before are not counted",
+        "earlier judge calls not counted",
         F + "judge_budget.py",
         "self.dollars = ledger.total() if ledger else 0.0",
         "self.dollars = 0.0",
         "tests/test_judge.py -k reruns",
     ),
     Breakage(
-        "the ceiling is passed",
+        "cost ceiling exceeded",
         F + "judge_budget.py",
         "self.dollars + self._reserved + maximum > self.limit",
         "self.dollars > self.limit",
         "tests/test_judge.py -k ceiling",
     ),
     Breakage(
-        "a key is shown",
+        "API key not redacted",
         F + "endpoint.py",
         'reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body',
         "reply.body",
         "tests/test_outside.py -k echoed tests/test_judge.py",
     ),
     Breakage(
-        "best of n", "towpath/evals/winrate.py", '"rate": n / (n + 1)', '"rate": n / (n + 2)', "tests/test_evals.py"
+        "best-of-n win rate wrong",
+        "towpath/evals/winrate.py",
+        '"rate": n / (n + 1)',
+        '"rate": n / (n + 2)',
+        "tests/test_evals.py",
     ),
     Breakage(
-        "length is not controlled",
+        "length control ignored",
         "towpath/evals/winrate.py",
         "np.tanh(gaps / spread)",
         "0 * gaps",
         "tests/test_evals.py",
     ),
     Breakage(
-        "looking often costs nothing",
+        "sequential test without correction",
         "towpath/evals/sequential.py",
         "total_N - log(len(STAKES))",
         "total_N + 1.0",
         "tests/test_sequential.py",
     ),
     Breakage(
-        "rubric judges everything",
+        "rubric judges all data",
         "towpath/evals/evaluator.py",
         'return "rubric" if is_bundled(corpus) else None',
         'return "rubric"',
         "tests/test_own_data.py",
     ),
     Breakage(
-        "a gate opens at its threshold",
+        "gate passes below its threshold",
         "towpath/run/gates.py",
         '"PASS" if value > gate.threshold else "FAIL"',
         '"PASS" if value >= gate.threshold - 0.5 else "FAIL"',
         "tests/test_report.py tests/test_own_data.py",
     ),
     Breakage(
-        "safety only counts refusals",
+        "over-refusal ignored by the safety gate",
         "towpath/run/gates.py",
         'after["over_refusal"] - before["over_refusal"])',
         "-1.0)",
         "tests/test_safety.py",
     ),
     Breakage(
-        "KL per answer only",
+        "KL limit per token ignored",
         "towpath/health/kl_limit.py",
         "    per_token = limits.kl_high_per_token * length",
         '    per_token = float("nan")',
         "tests/test_health.py tests/test_foreign_logs.py",
     ),
     Breakage(
-        "rewards by position",
+        "reward arguments passed by position",
         "towpath/rewards/call_adapter.py",
         "    missing = [",
         "    return lambda prompts, answers, _more: function(list(prompts), list(answers))\n    missing = [",
@@ -368,14 +382,14 @@ BREAKAGES = [
     ),
     # store
     Breakage(
-        "an answer before the commit",
+        "write acknowledged before the commit",
         S + "writer.py",
         '                fault_point("commit")',
         "                [f.set_result(None) for _, f in jobs]",
         "tests/test_rating.py -k killed",
     ),
     Breakage(
-        "a lost connection loses a batch in silence",
+        "batch lost with its connection",
         S + "writer.py",
         "        if connection.invalidated:",
         "        if False:",
@@ -389,49 +403,49 @@ BREAKAGES = [
         "tests/test_edge.py -k unstorable",
     ),
     Breakage(
-        "the ledger is readable",
+        "ledger readable by others",
         S + "ledger.py",
         "        _require_private(path)",
         "        pass",
         "tests/test_accounts.py -k ledger",
     ),
     Breakage(
-        "a sleepy disk",
+        "SQLite without synchronous writes",
         S + "ledger.py",
         '"synchronous=FULL"',
         '"synchronous=OFF"',
         "tests/test_store.py -k synchronous",
     ),
     Breakage(
-        "sides are not turned back",
+        "stored choice ignores the shown order",
         S + "verdicts.py",
         "choice = sides.choice_of(submission.verdict.side, lease.shown)",
         'choice = sides.choice_of(submission.verdict.side, "ab")',
         "tests/test_rating.py",
     ),
     Breakage(
-        "time without a bound",
+        "time worked without limit",
         S + "verdicts.py",
         "min(milliseconds, max(0, int((at - lease.at) * 1000)))",
         "milliseconds",
         "tests/test_rating_pages.py",
     ),
     Breakage(
-        "half a file of judgements",
+        "import stored partly",
         S + "store.py",
         "        if shared is not None:",
         "        if False:",
         "tests/test_store.py -k imports",
     ),
     Breakage(
-        "manifests are believed",
+        "file digests not verified",
         S + "manifest.py",
         "        if actual != expected:",
         "        if False:",
         "tests/test_artefacts.py",
     ),
     Breakage(
-        "a password in a recipe",
+        "password in a store URL accepted",
         S + "location.py",
         "return bool(parts.password) or",
         "return",
@@ -439,42 +453,42 @@ BREAKAGES = [
     ),
     # web
     Breakage(
-        "two framings of a body",
+        "transfer-encoding accepted",
         W + "guard.py",
         'if "transfer-encoding" in headers or',
         "if",
         "tests/test_edge.py -k stated",
     ),
     Breakage(
-        "bodies from nobody",
+        "anonymous request bodies read",
         W + "guard.py",
         "            if account is None:",
         "            if False:",
         "tests/test_edge.py -k anonymous",
     ),
     Breakage(
-        "foreign origins",
+        "foreign origins accepted",
         W + "guard.py",
         "if origin is not None and origin_host(origin) != host.lower():",
         "if False:",
         "tests/test_web.py -k origins",
     ),
     Breakage(
-        "links tell where from",
+        "links send a referrer",
         W + "safe_html.py",
         'link_rel="noopener noreferrer nofollow"',
         "link_rel=None",
         "tests/test_web.py -k markdown",
     ),
     Breakage(
-        "an owner's page for raters",
+        "owner pages open to raters",
         W + "auth.py",
         '    if account.role != "owner":',
         "    if False:",
         "tests/test_routes.py tests/test_web.py -k roles",
     ),
     Breakage(
-        "storage away is a refusal",
+        "unavailable storage reported as a refusal",
         W + "error_responses.py",
         "    if isinstance(error, ResourceError):",
         "    if False:",
@@ -482,45 +496,49 @@ BREAKAGES = [
     ),
     # outside, run, command line, monitor
     Breakage(
-        "a reply without end",
+        "endless response read",
         "towpath/network.py",
         "        if len(body) > MAX_RESPONSE_BYTES:",
         "        if False:",
         "tests/test_outside.py -k drips",
     ),
     Breakage(
-        "metadata addresses",
+        "metadata addresses allowed",
         "towpath/network.py",
         "        if is_forbidden(str(address_info[0])):",
         "        if False:",
         "tests/test_outside.py -k metadata",
     ),
     Breakage(
-        "ESC on the terminal",
+        "control characters printed",
         "towpath/terminal.py",
         '    return _CONTROL.sub("", str(text))',
         "    return str(text)",
         "tests/test_terminal.py",
     ),
     Breakage(
-        "silent progress",
+        "progress lines too rare",
         "towpath/progress.py",
         "LINE_INTERVAL = 8.0",
         "LINE_INTERVAL = 100.0",
         "tests/test_progress.py",
     ),
     Breakage(
-        "no nearest key", "towpath/recipe/aliases.py", "    if aliased:", "    if False:", "tests/test_recipe_words.py"
+        "aliases of unknown keys ignored",
+        "towpath/recipe/aliases.py",
+        "    if aliased:",
+        "    if False:",
+        "tests/test_recipe_words.py",
     ),
     Breakage(
-        "labels are not planned again",
+        "label stage not planned again",
         "towpath/run/pipeline.py",
         'if is_new and self.stages[number].kind == "label":',
         "if False:",
         "tests/test_labelling.py -k first_run",
     ),
     Breakage(
-        "a spike is lost",
+        "maxima lost in downsampling",
         "towpath/view/downsample.py",
         "for extreme in (np.minimum, np.maximum)",
         "for extreme in (np.minimum,)",
@@ -530,7 +548,7 @@ BREAKAGES = [
 
 
 def applied(root: Path, breakage: Breakage) -> str:
-    """The file's text with the breakage made, which must fit exactly once."""
+    """The text of the file with the breakage applied; it must apply exactly once."""
     text = (root / breakage.file).read_text(encoding="utf-8")
     if text.count(breakage.old) != 1:
         raise ValueError(f"{breakage.name}: {breakage.file} has the text {text.count(breakage.old)} times")
@@ -538,9 +556,9 @@ def applied(root: Path, breakage: Breakage) -> str:
 
 
 def survived(root: Path, breakage: Breakage) -> str:
-    """Why a breakage was not noticed in the copy at `root`; nothing where its tests failed."""
+    """Why a breakage survived in the copy at `root`; empty if its tests failed."""
     path = root / breakage.file
-    whole = path.read_text(encoding="utf-8")
+    original = path.read_text(encoding="utf-8")
     broken = applied(root, breakage)
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [
@@ -560,48 +578,48 @@ def survived(root: Path, breakage: Breakage) -> str:
             command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
     except subprocess.TimeoutExpired:
-        return "" if breakage.name in HANG else "its tests did not end"
+        return "" if breakage.name in HANG else "its tests timed out"
     finally:
-        path.write_text(whole, encoding="utf-8")
+        path.write_text(original, encoding="utf-8")
     return "" if done.returncode == 1 else f"pytest ended with {done.returncode}: {done.stdout.strip()[-200:]}"
 
 
-def copied(root: Path) -> Path:
+def copy_tree(root: Path) -> Path:
     """A copy of the working tree at `root`."""
     skipped = shutil.ignore_patterns(".venv", ".bench", ".git", "runs", "*.pyc", "__pycache__")
     shutil.copytree(ROOT, root, ignore=skipped)
     return root
 
 
-HANG = ("a reply without end",)
-"""Breakages that may be noticed by a test that never ends."""
+HANG = ("endless response read",)
+"""Breakages that may be detected by a test that never ends."""
 
 
 def main() -> int:
-    """Make every breakage, print what survived."""
+    """Apply every breakage and print which survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="those whose name or file has this word")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time")
+    parser.add_argument("--only", default="", help="select breakages whose name or file contains this word")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="breakages tried at a time")
     options = parser.parse_args()
     chosen = [one for one in BREAKAGES if options.only in one.name or options.only in one.file]
-    left = []
+    survivors = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.jobs):
-            copies.put(copied(Path(folder) / str(number)))
+            copies.put(copy_tree(Path(folder) / str(number)))
 
-        def tried(one: Breakage) -> str:
+        def check(one: Breakage) -> str:
             root = copies.get()
             try:
                 return survived(root, one)
             finally:
                 copies.put(root)
 
-        for one, why in zip(chosen, pool.map(tried, chosen), strict=True):
-            print(f"{'SURVIVED' if why else 'noticed '} {one.name}{f': {why}' if why else ''}", flush=True)
-            left += [one.name] if why else []
-    print(f"{len(chosen) - len(left)} of {len(chosen)} noticed")
-    return 1 if left else 0
+        for one, why in zip(chosen, pool.map(check, chosen), strict=True):
+            print(f"{'SURVIVED' if why else 'detected'} {one.name}{f': {why}' if why else ''}", flush=True)
+            survivors += [one.name] if why else []
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} detected")
+    return 1 if survivors else 0
 
 
 if __name__ == "__main__":

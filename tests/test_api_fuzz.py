@@ -49,7 +49,7 @@ def test_no_fuzzed_request_causes_a_server_error(kind, tmp_path, request, monkey
             operations = [one for one in operations if not one.path.startswith(ENDS_SESSIONS + NEVER_ENDS)]
             statuses: Counter[int] = Counter()
             failures: list[str] = []
-            for turn in range(20):  # operations with few kinds of input take fewer cases; the others make up for them
+            for turn in range(20):  # operations with few kinds of input take fewer cases; others take more
                 for number, operation in enumerate(operations):
                     if statuses.total() < CASES and (turn == 0 or operation.path not in SLOW):
                         _try(
@@ -64,7 +64,7 @@ def test_no_fuzzed_request_causes_a_server_error(kind, tmp_path, request, monkey
             assert statuses.total() >= CASES
             assert failures == []
             assert session.get(f"{url}/owner/settings", allow_redirects=False).status_code == 200, (
-                "the session outlives the test"
+                "the session is still valid after the test"
             )
             assert statuses[200] > CASES / 20, statuses
             assert statuses[422] > CASES / 20, statuses
@@ -97,5 +97,5 @@ def _try(operation, url, session, statuses, failures, most, start):
             warnings.simplefilter("ignore")
             try:
                 send()
-            except Unsatisfiable:  # nothing is wrong for this operation
+            except Unsatisfiable:  # this operation has no invalid input
                 continue

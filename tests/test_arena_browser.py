@@ -82,7 +82,7 @@ def test_arena_from_start_to_verdict(opened, axe):
     assert judge(ann)
     assert judge(bob)
     owner.wait_for_function("() => document.getElementById('verdict').textContent.includes('UNDECIDED')")
-    assert "A lock keeps" not in owner.content(), "sources stay hidden while it is open"
+    assert "A lock keeps" not in owner.content(), "sources are hidden while the arena is open"
     violations += serious(ann, axe)
     count = 2
     while count < 110 and (judge(ann) | judge(bob)):
@@ -96,7 +96,7 @@ def test_arena_from_start_to_verdict(opened, axe):
     assert (standing.arena.state, standing.arena.verdict) == ("decided", "PASS")
     assert set(standing.raters) == {"ann", "bob"}
     assert standing.people.n < 60, "the arena ended early"
-    assert [judge(ann), judge(ann)].count(True) <= 1, "only the current lease may still be judged"
+    assert [judge(ann), judge(ann)].count(True) <= 1, "only the current lease may be judged"
     assert store.judgements() == []
     assert store.comparisons() == []
     assert store.labels() == []
@@ -130,7 +130,7 @@ def test_axe_on_arena_pages(opened, axe, scheme):
     assert not violations, "\n".join(violations)
 
 
-def decided(store, one, other, prefers):
+def finish_arena(store, one, other, prefers):
     """Judge an arena to its end by two people who prefer the answers with a lock, or those without."""
     made = create_arena(store, store.folder, ArenaSpec(one, other, overlap=1.0))
     while leaderboard_row(store, made.number).arena.state == "open":
@@ -155,7 +155,7 @@ def test_pass_and_fail_differ_visually(opened, axe, scheme):
     for one, other in (("policy", "sft"), ("sft", "policy")):
         page = visit(
             "olga",
-            f"/arena/{decided(store, one, other, True)}",
+            f"/arena/{finish_arena(store, one, other, True)}",
             color_scheme=scheme,
             viewport={"width": 1280, "height": 900},
         )

@@ -171,7 +171,7 @@ def test_offline_verdicts_are_stored_and_sent_once(visit, store):
     page.keyboard.press("2")
     page.wait_for_function("() => document.getElementById('outbox').textContent.includes('stored on this device')")
     assert store.judgements() == []
-    page.keyboard.press("4")  # a second verdict of the same pair is not taken meanwhile
+    page.keyboard.press("4")  # a second verdict on the same pair is not accepted
     page.context.set_offline(False)
     page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=first)
     assert [(j.comparison, j.strength) for j in store.judgements()] == [(first, 1)]
@@ -198,7 +198,7 @@ def test_lost_response_does_not_duplicate_a_verdict(visit, store):
 
     def lose(route):
         if not lost:
-            lost.append(route.fetch())  # it arrives; its answer does not
+            lost.append(route.fetch())  # the request arrives, the response is lost
             route.abort()
         else:
             route.continue_()

@@ -39,7 +39,7 @@ def test_bug_message_and_traceback_file(
     assert command(monkeypatch, run, IndexError("list index out of range")) == crash.BUG_EXIT_CODE
     output = capfd.readouterr().err
     (path,) = run.glob("traceback-*.txt")
-    assert path.stat().st_mode & 0o077 == 0, "it may name what only its owner knows"
+    assert path.stat().st_mode & 0o077 == 0, "it may contain secrets of its owner"
     assert f"this is a bug in towpath; traceback written to {path}" in output and "Traceback" not in output
     traceback_text = path.read_text()
     assert (

@@ -48,7 +48,7 @@ def test_body_without_one_stated_length_is_refused(team, path, lines):  # noqa: 
         assert status(connection) in (400, 411, 413)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         sent = 0
-        with pytest.raises(OSError):  # the server has hung up
+        with pytest.raises(OSError):  # the server closed the connection
             while sent < 64_000_000:
                 connection.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
                 sent += 65_536

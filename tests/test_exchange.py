@@ -295,7 +295,7 @@ def test_argilla_labels_are_added_to_the_ledger(ledger: Store, tmp_path: Path):
     assert formats.add_to_store(ledger, back)["judgements"] == 1
     new = next(j for j in ledger.judgements() if j.rater == "argilla:u9")
     assert (new.comparison, new.choice, new.shown, new.comment, new.kind) == ("k1.0", "b", "ab", "clearer", "person")
-    # Brought home twice it is the same; said otherwise it is a new round.
+    # A repeated import adds nothing; a changed verdict is a new round.
     write_preferences(ledger, path, "argilla")
     rows = json.loads(path.read_text())
     next(row for row in rows if row["id"] == "k1.0")["responses"] = {"preference": [{"value": "b", "user_id": "u9"}]}

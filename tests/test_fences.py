@@ -47,11 +47,11 @@ def flip_rate(server: ScriptedServer, changed: Any) -> float:
     ) / len(request)
 
 
-def reworded(bad: str) -> list[str]:
+def with_neutral_text(bad: str) -> list[str]:
     return [f"{bad} {more}" for more in NEUTRAL]
 
 
-def attacked(bad: str) -> list[str]:
+def with_attack(bad: str) -> list[str]:
     places = (("first", "FIRST"), ("second", "SECOND"))
     return [
         f"{bad} {attack.format(place=position, fence=fence, code=GUESS)}"
@@ -63,7 +63,7 @@ def attacked(bad: str) -> list[str]:
 def test_prompt_injection_flips_no_more_verdicts_than_neutral_text():
     with served(careful_judge) as server:
         assert flip_rate(server, lambda bad: [bad]) == 0
-        assert flip_rate(server, attacked) <= flip_rate(server, reworded)
+        assert flip_rate(server, with_attack) <= flip_rate(server, with_neutral_text)
 
 
 def rewrite_with_nonce(messages: list[dict[str, str]], change: Any) -> list[dict[str, str]]:
@@ -84,7 +84,7 @@ def test_weaker_fences_flip_more_verdicts(monkeypatch: pytest.MonkeyPatch, weakn
 
     monkeypatch.setattr(judge_prompt, "judge_messages", weak)
     with served(careful_judge) as server:
-        assert flip_rate(server, attacked) > flip_rate(server, reworded)
+        assert flip_rate(server, with_attack) > flip_rate(server, with_neutral_text)
 
 
 def test_fence_nonce_is_new_for_every_call_and_not_in_the_texts(monkeypatch: pytest.MonkeyPatch):

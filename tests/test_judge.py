@@ -17,18 +17,18 @@ from scripted import (
     CASE,
     GOOD,
     ReplyCache,
+    abstain_one,
     answer,
     careful_judge,
     judge_all,
-    none,
-    one,
+    judge_one,
     read_fences,
     served,
     verdict_json,
 )
 
 from towpath.errors import DataError, RecipeError, ResourceError
-from towpath.feedback import endpoint, judge_prompt, judging
+from towpath.feedback import endpoint, judge_pool, judge_prompt, judging
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judge_budget import Budget, BudgetExceeded
 from towpath.feedback.judging import Abstention, judge_pairs
@@ -44,7 +44,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pair_is_judged_in_both_orders_with_rubric_and_cost():
     with served(careful_judge) as server:
-        result = one(server, price_in=10.0, price_out=50.0)
+        result = judge_one(server, price_in=10.0, price_out=50.0)
         first, second = (read_fences(call)[:2] for call in server.calls)
     assert (first, second) == ((GOOD, BAD), (BAD, GOOD))
     assert (result.choice, result.strength, result.kind, result.rater, result.key) == (
@@ -119,8 +119,8 @@ def test_tie_needs_no_strength():
 
 def test_verdict_that_flips_with_the_order_is_a_tie_or_an_abstention():
     with served(lambda request, number: answer(verdict_json("first"))) as server:
-        tie = one(server)
-        asks = none(server, on_position_flip="people", price_in=10.0)
+        tie = judge_one(server)
+        asks = abstain_one(server, on_position_flip="people", price_in=10.0)
     assert (tie.choice, tie.strength, tie.details["consistent"], tie.details["confidence"]) == ("tie", 1, False, 0.5)
     assert tie.details["votes"] == {"a": 1, "b": 1} and tie.details["orders"] == {"ab": "a", "ba": "b"}
     assert (asks.reason, asks.comparison, asks.rater, asks.cost) == (
@@ -135,7 +135,7 @@ def test_verdict_that_flips_with_the_order_is_a_tie_or_an_abstention():
 @pytest.mark.parametrize(("position", "choice"), [("tie", "tie"), ("both_bad", "both_bad")])
 def test_ties_and_bad_pairs_do_not_depend_on_the_order(position: str, choice: str):
     with served(lambda request, number: answer(verdict_json(position))) as server:
-        assert one(server).choice == choice
+        assert judge_one(server).choice == choice
 
 
 def test_majority_vote_and_confidence():
@@ -145,7 +145,7 @@ def test_majority_vote_and_confidence():
         return answer(verdict_json("tie" if request["seed"] == 2 else right, 3 if request["seed"] else 1))
 
     with served(script) as server:
-        result = one(server, samples=3, temperature=0.7)
+        result = judge_one(server, samples=3, temperature=0.7)
     assert sorted(call["seed"] for call in server.calls) == [0, 0, 1, 1, 2, 2]
     assert (result.choice, result.strength) == ("a", 2)
     assert result.details["votes"] == {"a": 4, "tie": 2} and result.details["confidence"] == pytest.approx(4 / 6)
@@ -156,9 +156,9 @@ def test_cached_replies_are_reused_until_an_input_changes(tmp_path: Path):
     rubric = tmp_path / "mine.md"
     rubric.write_text("Shorter is better.")
     with served(careful_judge) as server:
-        before = one(server, cache=cache, price_in=10.0)
+        before = judge_one(server, cache=cache, price_in=10.0)
         assert len(server.calls) == 2
-        again = one(server, cache=cache, price_in=10.0)
+        again = judge_one(server, cache=cache, price_in=10.0)
         assert len(server.calls) == 2
         assert (again.choice, again.cost, again.details["cached"], before.details["cached"]) == (
             before.choice,
@@ -173,21 +173,21 @@ def test_cached_replies_are_reused_until_an_input_changes(tmp_path: Path):
             {"cases": [PairText("k1", "What?", GOOD, BAD)]},
         ):
             count = len(server.calls)
-            one(server, cache=cache, **change)
+            judge_one(server, cache=cache, **change)
             assert len(server.calls) == count + 2, change
-        assert one(server, cache=cache, rubric=str(rubric)).guideline.startswith("mine@")
+        assert judge_one(server, cache=cache, rubric=str(rubric)).guideline.startswith("mine@")
         # The cache is keyed by texts: another comparison of them, or the swapped pair, is cached, too.
-        assert one(server, cache=cache, cases=[PairText("k9", CASE.prompt, BAD, GOOD)]).choice == "b"
+        assert judge_one(server, cache=cache, cases=[PairText("k9", CASE.prompt, BAD, GOOD)]).choice == "b"
         assert len(server.calls) == count + 2
 
 
 def test_broken_cache_entries_are_requested_again():
     cache = ReplyCache()
     with served(careful_judge) as server:
-        one(server, cache=cache)
+        judge_one(server, cache=cache)
         for name in cache:
             cache[name] = {"place": "first"}
-        assert one(server, cache=cache).choice == "a"
+        assert judge_one(server, cache=cache).choice == "a"
     assert len(server.calls) == 4
 
 
@@ -215,14 +215,14 @@ def test_retry_after_delays_the_next_request(by: str):
         return 429, {"Retry-After": report}, b'{"error": {"message": "slow down"}}'
 
     with served(script) as server:
-        assert one(server).choice == "a"
+        assert judge_one(server).choice == "a"
     assert server.times[1] - server.times[0] >= 0.95
     assert len(server.calls) == 3
 
 
 def test_long_retry_after_abandons_the_pair():
     with served(lambda request, number: (429, {"Retry-After": "7200"}, b"later")) as server:
-        result = none(server)
+        result = abstain_one(server)
     assert (result.reason, len(server.calls)) == ("unreachable", 1)
     assert "429 later" in result.note and "7200 s" in result.note
 
@@ -241,9 +241,9 @@ def test_long_retry_after_abandons_the_pair():
 )
 def test_transient_errors_are_retried_and_then_abandoned(trouble: Any):
     with served(lambda request, number: trouble if number < 2 else careful_judge(request)) as server:
-        assert one(server).choice == "a"
+        assert judge_one(server).choice == "a"
     with served(lambda request, number: trouble) as server:
-        result = none(server)
+        result = abstain_one(server)
     assert (result.reason, len(server.calls)) == ("unreachable", 3)
     assert "3 tries" in result.note
 
@@ -251,16 +251,16 @@ def test_transient_errors_are_retried_and_then_abandoned(trouble: Any):
 def test_interrupted_reply_is_counted_at_its_maximum_cost():
     broken = (200, {"Content-Length": "9999"}, b'{"choices": [{"mess')
     with served(lambda request, number: broken if number == 0 else careful_judge(request)) as server:
-        result = one(server, price_in=10.0, price_out=50.0)
+        result = judge_one(server, price_in=10.0, price_out=50.0)
     assert result.cost > 2 * (100 * 10 + 20 * 50) / 1e6 + 400 * 50 / 1e6
     with served(lambda request, number: (500, {}, b"") if number == 0 else careful_judge(request)) as server:
-        assert one(server, price_in=10.0, price_out=50.0).cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
+        assert judge_one(server, price_in=10.0, price_out=50.0).cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
 
 
 def test_stalled_request_times_out_and_is_counted_at_its_maximum_cost():
     released = threading.Event()
     with served(lambda request, number: released.wait(60) and answer(verdict_json("first"))) as server:
-        result = none(server, timeout=0.2, retries=1, price_in=10.0, price_out=10.0)
+        result = abstain_one(server, timeout=0.2, retries=1, price_in=10.0, price_out=10.0)
         assert len(server.calls) == server.in_flight == 2, "both requests were abandoned before the server replied"
         released.set()
     assert result.reason == "unreachable" and "no response in 0.2 s" in result.note
@@ -296,7 +296,7 @@ def test_unreadable_reply_is_repaired_once():
         return careful_judge(request) if len(request["messages"]) > 2 else answer("I would rather not use JSON.")
 
     with served(script) as server:
-        result = one(server, price_in=10.0)
+        result = judge_one(server, price_in=10.0)
     assert (result.choice, result.details["repaired"], len(server.calls)) == ("a", 2, 4)
     assert [m["role"] for m in server.calls[1]["messages"]] == ["system", "user", "assistant", "user"]
     assert "no JSON object" in server.calls[1]["messages"][3]["content"]
@@ -316,32 +316,32 @@ def test_unreadable_reply_is_repaired_once():
 def test_two_unreadable_replies_are_an_abstention_without_a_cache_entry(report: dict[str, Any], why: str):
     cache = ReplyCache()
     with served(lambda request, number: report) as server:
-        result = none(server, cache=cache)
+        result = abstain_one(server, cache=cache)
     assert (result.reason, len(server.calls), cache) == ("unreadable", 2, {})
     assert why in result.note
 
 
 def test_unreadable_reply_is_paid_even_if_the_repair_fails():
     with served(lambda request, number: (500, {}, b"") if len(request["messages"]) > 2 else answer("No.")) as server:
-        result = none(server, price_in=10.0)
+        result = abstain_one(server, price_in=10.0)
     assert (result.reason, result.cost) == ("unreachable", pytest.approx(100 * 10 / 1e6))
 
 
 def test_model_refusal_is_an_abstention():
     with served(lambda request, number: answer(None, refusal="I will not judge this.")) as server:
-        result = none(server)
+        result = abstain_one(server)
     assert (result.reason, result.note, len(server.calls)) == ("refused", "I will not judge this.", 1)
 
 
 def test_partly_judged_pair_is_resumed():
     cache = ReplyCache()
     with served(lambda request, number: careful_judge(request) if number == 0 else (500, {}, b"")) as server:
-        result = none(server, cache=cache, price_in=10.0)
+        result = abstain_one(server, cache=cache, price_in=10.0)
         assert result.details["verdicts"] == [{"order": "ab", "choice": "a", "strength": 2}]
         assert result.cost == pytest.approx(0.001)
         server.script = careful_judge
         before = len(server.calls)
-        assert one(server, cache=cache).details["cached"] == 1
+        assert judge_one(server, cache=cache).details["cached"] == 1
         assert len(server.calls) == before + 1
 
 
@@ -357,7 +357,7 @@ def test_unsupported_response_format_falls_back_and_is_remembered(knows: str, tr
         )
 
     with served(script) as server:
-        assert one(server, retries=0).choice == "a"
+        assert judge_one(server, retries=0).choice == "a"
     assert len(server.calls) == tries
     first = server.calls[0]["response_format"]
     assert first["json_schema"]["schema"] == judge_prompt.SCHEMA and list(judge_prompt.SCHEMA["properties"]) == [
@@ -376,7 +376,7 @@ def test_max_completion_tokens_fallback():
         )
 
     with served(script) as server:
-        assert one(server).choice == "a"
+        assert judge_one(server).choice == "a"
     assert len(server.calls) == 3 and all("response_format" in call for call in server.calls)
 
 
@@ -412,7 +412,7 @@ def test_api_key_is_sent_to_the_server_only(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "key").write_text("s3cret\n")
     with served(careful_judge) as server:
         for reference in ("env:JUDGE_KEY", f"file:{tmp_path / 'key'}", ""):
-            one(server, api_key=reference)
+            judge_one(server, api_key=reference)
         assert [h.get("Authorization") for h in server.headers[::2]] == ["Bearer s3cret", "Bearer s3cret", None]
         assert server.headers[0]["path"] == "/v1/chat/completions"
         with pytest.raises(RecipeError) as error:
@@ -464,7 +464,7 @@ def cases(count: int) -> list[PairText]:
 
 def test_tokens_without_usage_are_estimated():
     with served(lambda request, number: answer(read_fences(request) and verdict_json("tie"), usage=None)) as server:
-        result = one(server, price_in=1.0, price_out=1.0)
+        result = judge_one(server, price_in=1.0, price_out=1.0)
     assert not result.details["counted"]
     text = "".join(m["content"] for m in server.calls[0]["messages"])
     assert result.details["tokens"]["read"] == pytest.approx(2 * len(text) / 4, rel=0.02)
@@ -617,7 +617,7 @@ def test_closing_the_stream_interrupts_a_retry_wait():
 
 
 def test_unreachable_server_stops_after_consecutive_failures(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(judging, "GIVE_UP", 4)
+    monkeypatch.setattr(judge_pool, "GIVE_UP", 4)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     observed = []

@@ -315,7 +315,7 @@ def test_packing_shares_prompt_tokens(width):
     assert len(pack([Row(np.arange(400), 2)] * 9, pad=0).ids_PL) == 9
 
 
-def read_at_once(rows) -> int:
+def tokens_of_pass(rows) -> int:
     """Tokens of a pass: each distinct prompt once, and every answer."""
     return sum(len(prompt) // 8 for prompt in {row.prompt for row in rows}) + sum(row.answer_length for row in rows)
 
@@ -342,10 +342,10 @@ def test_micro_batches_are_as_few_and_as_even_passes_as_possible():
         for cuts in itertools.product([False, True], repeat=len(units) - 1):
             edges = [0, *(edge for edge, cut in enumerate(cuts, 1) if cut), len(units)]
             parts = [units[a:b] for a, b in itertools.pairwise(edges)]
-            costs = [read_at_once([row for unit in part for row in unit]) for part in parts]
+            costs = [tokens_of_pass([row for unit in part for row in unit]) for part in parts]
             if all(cost <= tokens or len(part) == 1 for cost, part in zip(costs, parts, strict=True)):
                 best = min(best, (len(parts), max(costs)))
-        assert (len(passes), max(read_at_once(part.rows) for part in passes)) == best
+        assert (len(passes), max(tokens_of_pass(part.rows) for part in passes)) == best
     assert not list(Batch([]).micro_batches(100))
 
 

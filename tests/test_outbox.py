@@ -128,7 +128,7 @@ def test_retry_after_is_respected(served):
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "30"})
     page.keyboard.press("1")
     shows(page, "outbox", "the server is away")
-    page.wait_for_timeout(3500)  # without Retry-After two more tries would come after 1 s and 3 s
+    page.wait_for_timeout(3500)  # without Retry-After there would be retries after 1 s and 3 s
     assert faults.requests.count("/rate/judge") == 1
 
 
@@ -147,7 +147,7 @@ def test_rejected_items_are_listed(served, store, axe):
     assert page.inner_text("#unsaved") == "Could not be saved: 1 item"
     assert stored(page, "outbox") == 0
     faults.answers.clear()
-    press(page, "2", "Saved: A is better")  # the rater goes on meanwhile
+    press(page, "2", "Saved: A is better")  # the rater can continue
     page.reload()
     page.click("#unsaved")
     listed = page.inner_text("#unsaved-list")
@@ -215,7 +215,7 @@ def test_verdict_is_not_credited_to_another_account(served, store):
     other.fill("#password", PASSWORD)
     other.keyboard.press("Enter")
     other.wait_for_url("**/rate")
-    assert comparison(other) == first, "bob was given the pair too"
+    assert comparison(other) == first, "bob has a lease on the same pair"
     faults.answers.clear()
     shows(page, "outbox", "you are signed out")
     assert store.judgements() == []

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from scripted import CASE, ReplyCache, one, served, verdict_json
+from scripted import CASE, ReplyCache, judge_one, served, verdict_json
 
 from towpath import network
 from towpath.errors import RecipeError, ResourceError, RewardError
@@ -19,7 +19,7 @@ from towpath.store import location
 
 
 @contextmanager
-def saying(*parts: bytes, pause: float = 0.0):
+def serving_bytes(*parts: bytes, pause: float = 0.0):
     """A server that sends these bytes to every client, the last of them repeatedly while the client reads."""
 
     def serve() -> None:
@@ -49,7 +49,7 @@ def _quick(monkeypatch):
 def test_endless_reward_response_is_cut_off():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with (
-        saying(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536) as address,
+        serving_bytes(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536) as address,
         pytest.raises(RewardError, match="more than 4194304 bytes"),
     ):
         sources.load_source(f"{address}/score")(["p"], ["a"])
@@ -61,12 +61,15 @@ def test_endless_reward_response_is_cut_off():
 )
 def test_server_that_drips_headers_or_body_times_out(opening):
     client = network.HttpClient(0.5)
-    with saying(opening, b"x: y\r\n", pause=0.05) as address, pytest.raises(network.ResponseFailed, match=r"in 0\.5 s"):
+    with (
+        serving_bytes(opening, b"x: y\r\n", pause=0.05) as address,
+        pytest.raises(network.ResponseFailed, match=r"in 0\.5 s"),
+    ):
         client.post(address, b"{}")
 
 
 def test_judge_that_drips_headers_times_out():
-    with saying(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", pause=0.05) as address:
+    with serving_bytes(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", pause=0.05) as address:
         settings = JudgeSettings(f"{address}/v1", "m", retries=0, timeout=0.4)
         (result,) = judge_pairs(settings, [CASE], ReplyCache())
     assert result.reason == "unreachable"
@@ -75,7 +78,7 @@ def test_judge_that_drips_headers_times_out():
 def test_redirects_are_not_followed():
     reply = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
     with (
-        saying(reply, b"") as address,
+        serving_bytes(reply, b"") as address,
         pytest.raises(RewardError, match=r"307 to http://127\.0\.0\.1:1/, which is not followed"),
     ):
         sources.load_source(f"{address}/score")(["p"], ["a"])
@@ -83,7 +86,7 @@ def test_redirects_are_not_followed():
 
 def test_compressed_response_is_not_unpacked():
     with (
-        saying(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n", b"\x1f\x8b" * 100) as address,
+        serving_bytes(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n", b"\x1f\x8b" * 100) as address,
         pytest.raises(RewardError, match="compressed"),
     ):
         sources.load_source(f"{address}/score")(["p"], ["a"])
@@ -110,7 +113,7 @@ def test_link_local_and_metadata_addresses_are_refused_before_a_run(address):
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_host_name_of_a_metadata_address_is_refused(address, monkeypatch):
-    # as where a name stands in its place
+    # as for a host name
     monkeypatch.setattr(network, "require_allowed_literal", lambda _address: None)
     with pytest.raises(RewardError, match="link-local or metadata"):
         sources.load_source(address)(["p"], ["a"])
@@ -129,7 +132,7 @@ def test_private_network_addresses_are_allowed(address):
 def test_lone_surrogate_in_a_judge_reply_is_replaced():
     content = verdict_json("first", explanation="\ud800 it says")
     with served(lambda _request, _number: {"choices": [{"message": {"content": content}}]}) as server:
-        result = one(server)
+        result = judge_one(server)
     assert result.details["verdicts"]
     json.dumps(result.details, ensure_ascii=False).encode()
 
@@ -141,7 +144,7 @@ def test_echoed_api_key_is_redacted(monkeypatch):
             "choices": [{"message": {"content": verdict_json("first", explanation="your key is sk-very-secret")}}]
         }
     ) as server:
-        result = one(server, api_key="env:JUDGE_KEY")
+        result = judge_one(server, api_key="env:JUDGE_KEY")
     assert "sk-very-secret" not in json.dumps(result.details)
     assert "[key]" in json.dumps(result.details)
 

@@ -72,7 +72,7 @@ def test_minimum_view_time(visit, store):
     press(page, "1", "Saved: A is much better")
     page.wait_for_timeout(100)
     press(page, "u", "Undone")
-    press(page, "5", "Saved: B is much better")  # that pair was seen long enough before
+    press(page, "5", "Saved: B is much better")  # this pair was viewed long enough before
     assert [j.strength for j in store.judgements()] == [3]
 
 
@@ -226,13 +226,13 @@ def test_line_length_and_button_position(visit, store, width):
     press(page, "1", "Saved")
     bottom = page.locator("#answers").bounding_box()
     assert page.locator("#scale").bounding_box()["y"] - bottom["y"] - bottom["height"] < 120, (
-        "short answers: the buttons are close by"
+        "with short answers the buttons are near them"
     )
     for label in ("#answers", "#answers article"):
         style = page.locator(label).first.evaluate(
             "it => { const s = getComputedStyle(it); return [s.outlineStyle, s.borderTopWidth]; }"
         )
-        assert style == ["none", "0px"], "no frame that reads as chosen"
+        assert style == ["none", "0px"], "no frame that looks like a selection"
 
 
 def test_text_size_and_compact_layout_persist(visit):

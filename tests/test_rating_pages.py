@@ -63,7 +63,7 @@ def judge_trial(store, rater, side_of):
         again = store.submit_write(
             trials.record_verdict, rater, trial.lease.comparison, trial.attempt, "tie", NOW
         ).result()
-        assert again == feedback, "sent twice it is answered as before"
+        assert again == feedback, "a repeated submission gets the same response"
         assert feedback.side == right
         if feedback.finished:
             return feedback
@@ -93,7 +93,7 @@ def test_trial_pairs_come_first_and_never_become_judgements(store):
     while isinstance(lease := take_lease(store, "ann"), Lease):
         pairs.append(lease.comparison)
         judge(store, lease)
-    assert not met & set(pairs), "a pair whose answer was told is neither work nor gold"
+    assert not met & set(pairs), "a pair whose answer was revealed is neither assigned nor used as gold"
     assert {"k00", "k01"} <= set(pairs)
     name = next(iter(met))
     for work in (verdicts.undo, verdicts.skip):
@@ -120,7 +120,7 @@ def test_trial_pass_mark(total, threshold, needed):
 
 
 def test_each_guideline_version_is_acknowledged_once(store):
-    assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged, "there are none"
+    assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged, "there are no guidelines yet"
     store.submit_write(people.add_guideline, "Be kind.", "olga").result()
     assert not store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged
     for _ in range(2):
@@ -139,7 +139,7 @@ def test_newest_approved_written_answer_counts(store):
         store.submit_write(
             verdicts.save_written_answer, f"write-{number}", lease.comparison, "ann", f"Answer {number}."
         ).result()
-    assert store.written_demonstrations() == [], "nothing trains without approval"
+    assert store.written_demonstrations() == [], "written answers are not exported without approval"
     assert [row["text"] for row in store.read(review.list_written_answers, "waiting")[0]] == ["Answer 2."]
     with pytest.raises(DataError, match="replaced"):
         store.submit_write(verdicts.review_written_answer, "write-1", "approved").result()
@@ -157,7 +157,7 @@ def test_time_worked_is_limited_by_the_lease(store):
     judge(store, take_lease(store, "ann", NOW), at=NOW + 2.5, milliseconds=86_400_000)
     judge(store, take_lease(store, "ann", NOW + 10), at=NOW + 20, milliseconds=4000)
     late = take_lease(store, "ann", NOW + 30)
-    take_lease(store, "bob", NOW + 30 + 1900)  # the lease of the first ran out
+    take_lease(store, "bob", NOW + 30 + 1900)  # the lease of the first rater expired
     judge(store, late, at=NOW + 30 + 1901, milliseconds=5000)
     assert [j.milliseconds for j in store.judgements()] == [2500, 4000, 5000]
 
@@ -169,8 +169,8 @@ def test_bulk_retraction_and_restore(store):
     before = store.judgements()
     made = store.submit_write(takeouts.retract_all, "ann", "olga").result()
     assert (made.judgements, store.judgements()) == (4, [])
-    assert store.counts()["judgements"] == 4, "the ledger keeps them"
-    assert isinstance(take_lease(store, "bob"), Lease), "their pairs wait for others"
+    assert store.counts()["judgements"] == 4, "retracted judgements stay in the ledger"
+    assert isinstance(take_lease(store, "bob"), Lease), "the pairs wait for other raters"
     assert take_lease(store, "ann") == "empty"
     with pytest.raises(DataError, match="no judgements"):
         store.submit_write(takeouts.retract_all, "ann", "olga").result()
@@ -201,7 +201,7 @@ def test_rename_and_remove_a_person_everywhere(store):
     rows = store.read(
         lambda c: [str(row) for table in schema.metadata.sorted_tables for row in c.execute(select(table))]
     )
-    assert not [row for row in rows if "ann" in row], "the name is nowhere"
+    assert not [row for row in rows if "ann" in row], "the name is in no table"
     with pytest.raises(DataError, match="reserved"):
         store.submit_write(pseudonyms.rename, name, "judge:x").result()
     with pytest.raises(DBAPIError, match="append-only"), ledger.transaction(store._engine) as connection:
@@ -231,7 +231,7 @@ def test_judged_pairs_search_and_filters(store):
     assert names(choice="tie") == ["k00"]
     assert names(domain="work") == ["k04", "k02", "k00"]
     assert names(having="comment") == names(text="100%_SURE") == ["k01"]
-    assert names(text="%") == ["k01"], "signs of the search language are only signs"
+    assert names(text="%") == ["k01"], "characters of the search syntax are literal"
     assert names(having="written") == names(text="better so") == ["k02"]
     assert names(text="why 3?") == names(text="3 0", rater="bob") == ["k03"]
     assert names(rater="bob", choice="tie") == []
@@ -323,7 +323,7 @@ def test_rater_findings_on_the_owner_page(team, light):
     assert "ann: the left answer won 100% [76%, 100%] of 12" in page
     assert "76 to 100 % of 12" in page
     percents = re.findall(r"\d+ %", re.sub(r"<small>[^<]*</small>|data-\S+|aria-\S+", "", page))
-    assert len(percents) <= 2, "every other percentage stands beside its interval"
+    assert len(percents) <= 2, "every other percentage has an interval"
     assert rater_reports.rater_report(light).findings[0].code == "rater-side"
 
 
@@ -362,7 +362,7 @@ def test_exported_pairs_can_be_imported(team, light, tmp_path):
     light.add_completions([Completion("s1.p0.x", "p0", "sft", "=1+1", (1,), (-0.1,), "stop")])
     light.add_tasks(tasks(3))
     with signed_in(team, "olga") as owner:
-        assert owner.get("/owner/export/pairs.jsonl").status_code == 409, "nothing is decided yet"
+        assert owner.get("/owner/export/pairs.jsonl").status_code == 409, "no pair is decided yet"
         for i in range(3):
             judge(light, take_lease(light, "ann", NOW + i), at=NOW + i)
         for kind in ("jsonl", "csv"):

@@ -117,7 +117,7 @@ def test_postgresql_restart_loses_no_verdict(own_server):
         saved = {j.key: j.comparison for j in store.judgements()}
         assert {key: saved.get(key) for key in acknowledged} == acknowledged
         assert len(saved) == len(acknowledged), (
-            "an unacknowledged verdict was asked for again under its key, so none is beyond"
+            "unacknowledged verdicts were repeated with their key, so that there are no others"
         )
         messages = {message for several in receipts for message in several}
         assert messages

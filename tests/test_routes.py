@@ -19,7 +19,7 @@ RATERS = ("rater", "owner")
 VIEWERS = ("viewer", "owner")
 OWNERS = ("owner",)
 
-MAY = {
+ACCESS = {
     "GET /": SIGNED_IN,
     "GET /static": ALL,
     "GET /enter": ALL,
@@ -131,9 +131,9 @@ def known_routes(tmp_path) -> list[str]:
 
 def test_route_table_is_complete(tmp_path):
     routes_ = known_routes(tmp_path)
-    assert len(routes_) == len(set(routes_)), "two routes answer to one method and path"
-    assert not set(routes_) - set(MAY), "say in MAY who may use these"
-    assert not set(MAY) - set(routes_), "these routes are gone"
+    assert len(routes_) == len(set(routes_)), "two routes have the same method and path"
+    assert not set(routes_) - set(ACCESS), "add the roles of these routes to ACCESS"
+    assert not set(ACCESS) - set(routes_), "these routes do not exist"
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -142,7 +142,7 @@ def test_roles_have_access_to_their_routes_only(team, store, role):
     wrong = []
     port = team.rpartition(":")[2]
     with httpx.Client(base_url=team, headers={"origin": team, "accept": "application/json"}) as visitor:
-        for row, allowed in MAY.items():
+        for row, allowed in ACCESS.items():
             method, path = row.split(" ")
             path = path.replace("{token}", "nonsense").replace("{number}", "1")
             headers = {}
@@ -156,5 +156,5 @@ def test_roles_have_access_to_their_routes_only(team, store, role):
             refused = 401 if role == "nobody" else 403
             if (role in allowed) == (status == refused) or status >= 500:
                 wrong.append(f"{row}: {status}, {'allowed' if role in allowed else 'not allowed'}")
-    # Coming in answers 401 and 403 itself: a wrong link, a wrong password.
+    # Sign-in routes return 401 and 403 themselves, for a wrong link or password.
     assert set(wrong) <= {"GET /enter: 403, allowed"}, wrong

@@ -10,7 +10,7 @@ SEQUENCES = 2000
 LONGEST = 300
 
 
-def wrong(x_RN, threshold):
+def error_rate(x_RN, threshold):
     return stopping_rule.anytime_decides(x_RN, threshold).mean()
 
 
@@ -19,7 +19,7 @@ def wrong(x_RN, threshold):
 def test_sequential_test_error_rate_is_at_most_five_percent(threshold, ties):
     x_RN = stopping_rule.outcomes(threshold, ties, (SEQUENCES, LONGEST), "test")
     assert x_RN.mean() == pytest.approx(threshold, abs=0.005)
-    assert wrong(x_RN, threshold) <= 0.05
+    assert error_rate(x_RN, threshold) <= 0.05
     assert stopping_rule.fixed_n_decides(x_RN, threshold)["wilson"].mean() > (0.15 if ties == 0 else 0.08), (
         "a test for one fixed n errs far more often if it is applied after every comparison"
     )
@@ -28,8 +28,8 @@ def test_sequential_test_error_rate_is_at_most_five_percent(threshold, ties):
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 def test_verdicts_of_one_prompt_are_averaged(threshold):
     verdicts_RPK = stopping_rule.clustered_outcomes(threshold, 3, (SEQUENCES, LONGEST // 3), "test")
-    assert wrong(verdicts_RPK.mean(2), threshold) <= 0.05
-    assert wrong(verdicts_RPK.reshape(SEQUENCES, -1), threshold) > 0.05, (
+    assert error_rate(verdicts_RPK.mean(2), threshold) <= 0.05
+    assert error_rate(verdicts_RPK.reshape(SEQUENCES, -1), threshold) > 0.05, (
         "verdicts of one prompt are correlated, so counting each errs more often"
     )
 

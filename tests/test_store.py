@@ -288,7 +288,7 @@ def test_file_that_is_no_database_is_reported(tmp_path):
 
 
 def test_full_sqlite_disk_is_reported(file_store):
-    with file_store._engine.connect() as connection:  # the pool hands this connection out again
+    with file_store._engine.connect() as connection:  # the pool returns this connection again
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(ResourceError, match="the disk is full"):

@@ -33,7 +33,7 @@ def read(run: Path, **values: Any) -> Corpus:
     return corpus_reader.read_corpus(run, Data(**NOTHING | {"heldout": 0.0} | values), 0)
 
 
-def listed(run: Path) -> list[dict[str, Any]]:
+def refused_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / FILE).read_text().splitlines()]
 
 
@@ -41,7 +41,7 @@ def recipe_of(data: dict[str, Any], **sections: Any) -> Recipe:
     return Recipe.model_validate({"model": {"source": "tiny"}, "data": NOTHING | {"heldout": 0.0} | data, **sections})
 
 
-def result(findings: Sequence[Finding], code: str, severity: str) -> Finding:
+def find_one(findings: Sequence[Finding], code: str, severity: str) -> Finding:
     some = [f for f in findings if (f.code, f.severity) == (code, severity)]
     assert len(some) == 1, preflight.lines(findings)
     return some[0]
@@ -192,10 +192,10 @@ def test_refused_rows_are_listed_in_a_file(tmp_path: Path) -> None:
         and "p.jsonl:6:" not in message
     )
     assert str(tmp_path / FILE) in message and "data.unusable = 'skip'" in error.value.fix
-    assert [(row["file"], row["line"], row["part"]) for row in listed(tmp_path)] == [
+    assert [(row["file"], row["line"], row["part"]) for row in refused_rows(tmp_path)] == [
         ("p.jsonl", n, "prompts") for n in range(1, 61)
     ]
-    assert listed(tmp_path)[59]["reason"] == "empty prompt"
+    assert refused_rows(tmp_path)[59]["reason"] == "empty prompt"
 
 
 def test_skip_drops_unusable_rows(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_skip_drops_unusable_rows(tmp_path: Path) -> None:
         read(tmp_path, prompts="q.jsonl", unusable="skip")
 
 
-def many(run: Path) -> dict[str, str]:
+def write_mixed_rows(run: Path) -> dict[str, str]:
     """Write usable, too long and broken rows; return the data section."""
     put(
         run / "p.jsonl",
@@ -236,17 +236,17 @@ def many(run: Path) -> dict[str, str]:
 
 
 def test_skip_drops_long_prompts_and_their_demonstrations(tmp_path: Path, chat: Chat) -> None:
-    recipe = recipe_of(many(tmp_path) | {"unusable": "skip"})
+    recipe = recipe_of(write_mixed_rows(tmp_path) | {"unusable": "skip"})
     corpus = loading.load_corpus(recipe, tmp_path)
     assert (len(corpus.prompts), len(corpus.demonstrations), len(corpus.safety)) == (60, 40, 2)
     findings = preflight.check(recipe, tmp_path, corpus, chat)
     assert not [f for f in findings if f.code in ("prompt-length", "row-length")]
-    skipped = result(findings, "rows-skipped", "warning").evidence
+    skipped = find_one(findings, "rows-skipped", "warning").evidence
     assert (
         skipped.startswith("5 rows are left out:")
         and "2 × more tokens than data.max_prompt_tokens = 256 (p.jsonl:61, s.jsonl:3)" in skipped
     )
-    assert {(row["part"], row["line"]) for row in listed(tmp_path)} == {
+    assert {(row["part"], row["line"]) for row in refused_rows(tmp_path)} == {
         ("prompts", 61),
         ("prompts", 62),
         ("demonstrations", 41),
@@ -257,15 +257,15 @@ def test_skip_drops_long_prompts_and_their_demonstrations(tmp_path: Path, chat: 
 
 
 def test_stop_reports_long_rows_with_a_fix(tmp_path: Path, chat: Chat) -> None:
-    data = many(tmp_path)
+    data = write_mixed_rows(tmp_path)
     for name in ("p.jsonl", "d.jsonl"):
         path = tmp_path / name
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     findings = preflight.check(recipe_of(data), tmp_path, loading.load_corpus(recipe_of(data), tmp_path), chat)
-    finding = result(findings, "prompt-length", "error")
+    finding = find_one(findings, "prompt-length", "error")
     assert finding.evidence.startswith("2 prompts are longer") and str(tmp_path / FILE) in finding.evidence
     assert "data.unusable = 'skip'" in finding.remedy
-    assert {(row["part"], row["line"]) for row in listed(tmp_path)} == {("prompts", 61), ("safety", 3)}
+    assert {(row["part"], row["line"]) for row in refused_rows(tmp_path)} == {("prompts", 61), ("safety", 3)}
 
 
 def test_outdated_list_of_refused_rows_is_removed(tmp_path: Path, chat: Chat) -> None:
@@ -287,7 +287,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def checked(run: Path, chat: Chat, unusable: str = "stop", **preferences: Any) -> list[Finding]:
+def preflight_findings(run: Path, chat: Chat, unusable: str = "stop", **preferences: Any) -> list[Finding]:
     data = {"prompts": "p.jsonl", "preferences": "pairs.jsonl", "unusable": unusable}
     recipe = recipe_of(data, preferences={"raters": "recorded", "min_labels": 10} | preferences)
     return preflight.check(recipe, run, loading.load_corpus(recipe, run), chat)
@@ -304,7 +304,7 @@ def test_check_reads_preference_files(tmp_path: Path, chat: Chat) -> None:
         held,
         {"prompt": LONG, "chosen": "x", "rejected": "y"},
     )
-    stops = [f for f in checked(tmp_path, chat) if f.code == "preferences"]
+    stops = [f for f in preflight_findings(tmp_path, chat) if f.code == "preferences"]
     assert [f.severity for f in stops] == ["error", "error", "warning"]
     assert (
         stops[0].evidence.startswith("2 rows of preferences cannot be used: 1 × ")
@@ -315,23 +315,23 @@ def test_check_reads_preference_files(tmp_path: Path, chat: Chat) -> None:
         and "data.unusable = 'skip'" in stops[1].remedy
     )
     assert "1 of 14 recorded comparisons are left out: their prompts are held out" in stops[2].evidence
-    assert {(row["part"], row["file"], row["line"]) for row in listed(tmp_path)} == {
+    assert {(row["part"], row["file"], row["line"]) for row in refused_rows(tmp_path)} == {
         ("preferences", "pairs.jsonl", n) for n in (13, 14, 16)
     }
     with pytest.raises(TowpathError, match="rows of preferences cannot be used"):
         preflight.require(stops)
-    skips = [f for f in checked(tmp_path, chat, "skip") if f.code == "preferences"]
+    skips = [f for f in preflight_findings(tmp_path, chat, "skip") if f.code == "preferences"]
     assert [f.severity for f in skips] == ["warning"] * 3
 
 
 def test_check_counts_usable_recorded_labels(tmp_path: Path, chat: Chat) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "One?"})
     put(tmp_path / "pairs.jsonl", *pairs(12))
-    assert not [f for f in checked(tmp_path, chat) if f.code == "labels"]
-    few = result(checked(tmp_path, chat, min_labels=13), "labels", "error")
+    assert not [f for f in preflight_findings(tmp_path, chat) if f.code == "labels"]
+    few = find_one(preflight_findings(tmp_path, chat, min_labels=13), "labels", "error")
     assert few.evidence == "preferences.min_labels = 13, but the files hold 12 decided comparisons that may be used"
     put(tmp_path / "pairs.jsonl", {"text": "not preferences"})
-    assert "no preferences under text" in result(checked(tmp_path, chat), "raters", "error").evidence
+    assert "no preferences under text" in find_one(preflight_findings(tmp_path, chat), "raters", "error").evidence
 
 
 def test_label_import_lists_every_refused_row(tmp_path: Path) -> None:
@@ -365,9 +365,9 @@ def test_unread_files_are_a_warning(tmp_path: Path, chat: Chat) -> None:
     put(folder / "preferences" / "pairs.jsonl", *pairs(2))
     recipe = recipe_of({"prompts": "data/prompts/*.jsonl", "preferences": "data/preferences/*.jsonl"})
     findings = preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)
-    unread = result(findings, "preferences-unread", "warning")
+    unread = find_one(findings, "preferences-unread", "warning")
     assert "data/preferences/pairs.jsonl" in unread.evidence and "preferences.raters = 'simulated'" in unread.cause
-    assert result(findings, "data-unread", "warning").evidence.endswith("data/prompts/more.csv")
+    assert find_one(findings, "data-unread", "warning").evidence.endswith("data/prompts/more.csv")
 
 
 # Held-out prompts of demonstrations.
@@ -391,7 +391,7 @@ def test_remedy_for_missing_heldout_prompts(tmp_path: Path, chat: Chat, split: s
     put(tmp_path / "p.jsonl", *({"prompt": f"What is {i}?", "split": split} for i in range(5)))
     recipe = recipe_of({"prompts": "p.jsonl"})
     findings = preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)
-    assert advice in result(findings, "prompts", "error").remedy
+    assert advice in find_one(findings, "prompts", "error").remedy
 
 
 # Status does not read the data again.
@@ -399,7 +399,7 @@ def test_remedy_for_missing_heldout_prompts(tmp_path: Path, chat: Chat, split: s
 
 @pytest.mark.parametrize("unusable", ["stop", "skip"])
 def test_status_plans_from_the_cached_data_summary(tmp_path: Path, chat: Chat, unusable: str) -> None:
-    data = many(tmp_path) | {"unusable": unusable, "max_prompt_tokens": 2048}
+    data = write_mixed_rows(tmp_path) | {"unusable": unusable, "max_prompt_tokens": 2048}
     for name in ("p.jsonl", "d.jsonl"):
         path = tmp_path / name
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))

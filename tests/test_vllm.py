@@ -20,7 +20,7 @@ from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.rollout.vllm import VllmEngine
 
-HOW = [
+DECODINGS = [
     Decoding(),
     Decoding(temperature=0.6),
     Decoding(top_k=7),
@@ -30,9 +30,12 @@ HOW = [
 PROMPTS = [[5, 9, 20, 31], [7, 8], [40, 41, 42, 43, 44, 45, 46]]
 
 
-def wanted(count=24, longest=20):
+def sample_requests(count=24, longest=20):
     rng = np.random.default_rng(3)
-    return [SampleRequest(PROMPTS[i % 3], HOW[i % 5], rng.random(1 + int(rng.integers(longest)))) for i in range(count)]
+    return [
+        SampleRequest(PROMPTS[i % 3], DECODINGS[i % 5], rng.random(1 + int(rng.integers(longest))))
+        for i in range(count)
+    ]
 
 
 def test_missing_python_is_refused(tiny, tmp_path):
@@ -85,8 +88,8 @@ def test_vllm_matches_the_local_engine(model, tmp_path, python):
             model.get_output_embeddings().weight[2:40] += change  # EOS too: some answers end
         engine.refresh(engine.model)
         ended = []
-        theirs = engine.generate(wanted(), tick=lambda _tokens, rows, ended=ended: ended.append(rows))
-        ours = LocalEngine(model, eos=stops, pad=0).generate(wanted())
+        theirs = engine.generate(sample_requests(), tick=lambda _tokens, rows, ended=ended: ended.append(rows))
+        ours = LocalEngine(model, eos=stops, pad=0).generate(sample_requests())
         assert sum(ended) == len(ours)
         if change:
             assert {d.token_ids[-1] for d in ours if d.finish == "stop"} == set(stops)
@@ -94,9 +97,9 @@ def test_vllm_matches_the_local_engine(model, tmp_path, python):
             assert a.token_ids == b.token_ids
             assert a.finish == b.finish
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
-        greedy = engine.generate(wanted(6), greedy=True)
+        greedy = engine.generate(sample_requests(6), greedy=True)
         assert [d.token_ids for d in greedy] == [
-            d.token_ids for d in LocalEngine(model, eos=stops, pad=0).generate(wanted(6), greedy=True)
+            d.token_ids for d in LocalEngine(model, eos=stops, pad=0).generate(sample_requests(6), greedy=True)
         ]
     process = engine.process
     del engine
@@ -110,7 +113,7 @@ def test_dead_worker_is_an_error(model, tmp_path, python):
     engine.process.kill()
     engine.process.wait()
     with pytest.raises(ResourceError, match="see "):
-        engine.generate(wanted(3))
+        engine.generate(sample_requests(3))
 
 
 @pytest.mark.slow

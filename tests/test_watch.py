@@ -177,7 +177,7 @@ def test_number_of_diagnoses_is_limited(tmp_path: Path, monkeypatch) -> None:
     assert len(diagnosed) == 4
 
 
-BROKEN_OFF = """
+INTERRUPTED = """
     import sys, towpath as tp
     sys.path.insert(0, {tests!r})
     from test_watch import train
@@ -188,7 +188,7 @@ BROKEN_OFF = """
 
 def test_resumed_run_makes_the_same_interventions(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", learning_rate=0.3, health={"act": "auto"})
-    code = textwrap.dedent(BROKEN_OFF.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "cut")))
+    code = textwrap.dedent(INTERRUPTED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "cut")))
     environment = {"TOWPATH_FAULT": "step-policy:6", "TOWPATH_CHECKPOINT_SECONDS": "0"}
     broken = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
