@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import towpath as tp
 from towpath.data.chat import Chat
-from towpath.data.draws import hash_uniform, permutation, uniforms
+from towpath.data.draws import permutation, uniforms
+from towpath.hashing import hash_uniform
 from towpath.models import base
 
 pytestmark = pytest.mark.slow

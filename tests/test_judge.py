@@ -28,7 +28,7 @@ from scripted import (
 )
 
 from towpath.errors import DataError, RecipeError, ResourceError
-from towpath.feedback import endpoint, judge_prompt, judging
+from towpath.feedback import endpoint, judge_pool, judge_prompt, judging
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judge_budget import Budget, BudgetExceeded
 from towpath.feedback.judging import Abstention, judge_pairs
@@ -617,7 +617,7 @@ def test_closing_the_stream_interrupts_a_retry_wait():
 
 
 def test_unreachable_server_stops_after_consecutive_failures(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(judging, "GIVE_UP", 4)
+    monkeypatch.setattr(judge_pool, "GIVE_UP", 4)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     observed = []

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 import towpath
 from towpath.errors import DataError, ResourceError
+from towpath.hashing import hash_uniform
 from towpath.records import Comparison, Completion, Judgement, Prompt
 from towpath.store import ledger, people, rater_stats, rating_settings, schema, sides, task_queue, verdicts
 from towpath.store.rating_settings import RatingSettings
@@ -306,7 +307,7 @@ def test_gold_is_assigned_and_counted(store):
 
 
 def test_gold_share(store):
-    is_gold = [task_queue.hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
+    is_gold = [hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
     assert 0.08 < sum(is_gold) / len(is_gold) < 0.12
 
 
@@ -316,7 +317,7 @@ def test_overlap_share(store):
     ann = rate_all(store, "ann")
     bob = rate_all(store, "bob")
     assert len(ann) == PAIRS
-    assert set(bob) == {name for name in ann if task_queue.hash_uniform("overlap", name) < 0.5}
+    assert set(bob) == {name for name in ann if hash_uniform("overlap", name) < 0.5}
     assert 0 < len(bob) < PAIRS
 
 

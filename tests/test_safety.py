@@ -10,11 +10,11 @@ from scripted import answer, served
 
 from towpath.data.corpus import Corpus
 from towpath.evals import jailbreaks, safety
-from towpath.feedback import rubric
+from towpath.feedback import refusal_judge, rubric
 from towpath.recipe import Recipe
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Prompt
-from towpath.stages import evaluate, jailbreak_eval, refusals
+from towpath.stages import evaluate, jailbreak_eval
 from towpath.stages.job import Job
 from towpath.store.store import Store
 from towpath.view.report.report import write as write_report
@@ -71,7 +71,7 @@ def test_compare_with_judge():
     ],
 )
 def test_refusal_verdict_parsing(reply, declined):
-    assert refusals.verdict(reply) is declined
+    assert refusal_judge.parse_verdict(reply) is declined
 
 
 def job(tmp_path, store, chat, safety_set=(), **recipe):
@@ -99,16 +99,16 @@ def store(tmp_path):
 
 
 def test_every_harmful_prompt_is_transformed_and_long_ones_are_dropped(tmp_path, store, chat, monkeypatch):
-    made = jailbreak_eval.disguised(job(tmp_path, store, chat, SET))
+    made = jailbreak_eval.jailbreak_prompts(job(tmp_path, store, chat, SET))
     assert len(made) == 2 * len(jailbreaks.TRANSFORMS)
     assert all(p.harmful for _, p in made)
     assert len({p.id for _, p in made}) == len(made)
-    assert len(jailbreak_eval.disguised(job(tmp_path, store, chat, SET, evaluate={"jailbreak_prompts": 1}))) == len(
-        jailbreaks.TRANSFORMS
-    )
-    assert jailbreak_eval.disguised(job(tmp_path, store, chat, SET, evaluate={"jailbreaks": False})) == []
-    monkeypatch.setattr(jailbreak_eval, "LONGEST", 300)
-    assert "many_shot" not in {name for name, _ in jailbreak_eval.disguised(job(tmp_path, store, chat, SET))}
+    assert len(
+        jailbreak_eval.jailbreak_prompts(job(tmp_path, store, chat, SET, evaluate={"jailbreak_prompts": 1}))
+    ) == len(jailbreaks.TRANSFORMS)
+    assert jailbreak_eval.jailbreak_prompts(job(tmp_path, store, chat, SET, evaluate={"jailbreaks": False})) == []
+    monkeypatch.setattr(jailbreak_eval, "MAX_PROMPT_TOKENS", 300)
+    assert "many_shot" not in {name for name, _ in jailbreak_eval.jailbreak_prompts(job(tmp_path, store, chat, SET))}
 
 
 def test_refusal_judge_caches_verdicts_and_keeps_unreadable_ones_unjudged(tmp_path, store, chat):
@@ -118,25 +118,25 @@ def test_refusal_judge_caches_verdicts_and_keeps_unreadable_ones_unjudged(tmp_pa
             return answer("no idea")
         return answer(json.dumps({"explanation": "x", "declined": "can't" in text}))
 
-    requested = [(HARMFUL, NO), (HARMFUL, YES), (HARMFUL, "garbled"), (HARMFUL, NO)]
+    def verdicts(pairs, **recipe):
+        return jailbreak_eval.judge_refusals(job(tmp_path, store, chat, **recipe), pairs)
+
+    pairs = [(HARMFUL, NO), (HARMFUL, YES), (HARMFUL, "garbled"), (HARMFUL, NO)]
     with served(script) as server:
         cfg = {"base_url": server.url, "model": "m", "retries": 0}
-        assert refusals.judge_refusals(job(tmp_path, store, chat, judge=cfg), requested) == [True, False, None, True]
+        assert verdicts(pairs, judge=cfg) == [True, False, None, True]
         calls = len(server.calls)
         assert calls == 3
-        assert refusals.judge_refusals(job(tmp_path, store, chat, judge=cfg), requested[:2]) == [True, False]
+        assert verdicts(pairs[:2], judge=cfg) == [True, False]
         assert len(server.calls) == calls, "replies are cached"
-        assert (
-            refusals.judge_refusals(job(tmp_path, store, chat, judge=cfg, evaluate={"ask_judge": False}), requested)
-            is None
-        )
-    assert refusals.judge_refusals(job(tmp_path, store, chat), requested) is None
+        assert verdicts(pairs, judge=cfg, evaluate={"ask_judge": False}) is None
+    assert verdicts(pairs) is None
 
 
 def test_judge_authentication_error_does_not_stop_the_evaluation(tmp_path, store, chat):
     with served(lambda *_: (401, {}, b"{}")) as server:
         one = job(tmp_path, store, chat, judge={"base_url": server.url, "model": "m", "retries": 0})
-        assert refusals.judge_refusals(one, [(HARMFUL, NO)]) is None
+        assert jailbreak_eval.judge_refusals(one, [(HARMFUL, NO)]) is None
     assert [f.code for f in one.findings] == ["judge"]
 
 
@@ -156,11 +156,11 @@ def safety_findings(before, after, reward=(0.0, 1.0), n=12):
     result = {
         "reward": {"sft": reward[0], "policy": reward[1]},
         "win": {"rate": 0.8},
-        "safety_paired": jailbreak_eval._paired(harmful, rules, n),
-        "safety_lost": jailbreak_eval._lost(harmful, ["plain"] * n, rules),
+        "safety_paired": jailbreak_eval.paired_tests(harmful, rules),
+        "safety_lost": jailbreak_eval.lost_prompts(harmful, ["plain"] * n, rules),
     }
     one = Job(EvaluateConfig.from_recipe(Recipe()), None, "evaluate", None, {}, None, None)  # pyright: ignore[reportArgumentType]
-    return jailbreak_eval.concerns(one, result)
+    return jailbreak_eval.safety_findings(one, result)
 
 
 def test_reward_gain_with_safety_loss_is_a_finding():
@@ -180,11 +180,11 @@ def test_significant_domain_loss_is_a_finding():
         "money": {"rate": 0.3, "interval": [0.2, 0.44], "n": 50},
         "home": {"rate": 0.45, "interval": [0.3, 0.6], "n": 50},
     }
-    (actual,) = evaluate._lost_domains(rows)
+    (actual,) = evaluate.domain_findings(rows)
     assert actual.code == "domain-lost"
     assert "money" in actual.evidence
     worth = [{"domain": "money", "choice": "policy"}, {"domain": "money", "choice": "tie"}]
-    output = evaluate._by_domain(worth)["money"]
+    output = evaluate.win_rates_by_domain(worth)["money"]
     assert output["rate"] == 0.75
     assert output["interval"][0] < 0.75 < output["interval"][1]
 

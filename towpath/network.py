@@ -3,9 +3,12 @@
 import asyncio
 import ipaddress
 import os
+import random
 import re
 import socket
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Thread
 from typing import Any
@@ -15,6 +18,10 @@ import httpx
 
 MAX_RESPONSE_BYTES = 4 * 2**20
 """Largest accepted response body."""
+MAX_PAUSE = 60.0
+"""Longest pause between two attempts, in seconds."""
+MAX_RETRY_AFTER = 300.0
+"""Seconds; a request is given up if the server asks for a longer wait."""
 METADATA_ADDRESSES = {
     ipaddress.ip_address(text) for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192")
 }
@@ -134,6 +141,31 @@ def is_forbidden(address: str) -> bool:
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
     return ip.is_link_local or ip in METADATA_ADDRESSES
+
+
+def is_transient(status: int) -> bool:
+    """Whether a request that got this status may succeed when it is sent again."""
+    return status in (408, 409, 425, 429) or status >= 500
+
+
+def retry_after(headers: httpx.Headers) -> float:
+    """Seconds of a Retry-After header, given as a number or as a date; 0 if there is none."""
+    header = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    return max(0.0, (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp())
+
+
+def backoff(attempt: int, first: float) -> float:
+    """Seconds before an attempt: up to `first` before the second one, twice as long before every further one, with
+    jitter."""
+    return min(MAX_PAUSE, first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0) if attempt else 0.0
 
 
 def replace_surrogates(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from towpath.arena.answer_sources import load_answers
 from towpath.arena.leaderboard_row import leaderboard_row, measured_pairs
-from towpath.data.draws import hash_uniform, permutation
+from towpath.data.draws import permutation
 from towpath.errors import DataError
 from towpath.evals import leaderboard as evals
 from towpath.evals import sequential
@@ -15,6 +15,7 @@ from towpath.feedback import judge_runner, judging
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import Abstention
 from towpath.feedback.pair_text import PairText
+from towpath.hashing import hash_uniform
 from towpath.records import Judgement, Prompt
 from towpath.store import arenas
 from towpath.store.arenas import Arena, Match, MatchInput

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from towpath.data import fields, row_files
 from towpath.data import refused_rows as refused
 from towpath.data.corpus import Corpus
-from towpath.data.draws import hash_uniform
 from towpath.data.preference_rows import column_names
 from towpath.data.refused_rows import Part, RefusedRow, refused_row
 from towpath.data.row_files import Cells, UnusableRow
 from towpath.data.texts import normalise, require_text
 from towpath.errors import DataError, RecipeError
+from towpath.hashing import hash_uniform
 from towpath.recipe import Data
 from towpath.records import Demonstration, Finding, Prompt, Split
 

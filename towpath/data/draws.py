@@ -20,9 +20,3 @@ def uniforms(count: int, seed: int, stream: str, *counters: int | str) -> np.nda
 def permutation(count: int, seed: int, stream: str, *counters: int | str) -> np.ndarray:
     """A random permutation of `count` items."""
     return generator(seed, stream, *counters).permutation(count)
-
-
-def hash_uniform(seed: int, stream: str, name: str) -> float:
-    """A uniform number in [0, 1) by hash of a name, independent of the other names."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64

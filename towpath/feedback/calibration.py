@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit
 
-from towpath.data.draws import hash_uniform
 from towpath.data.intervals import wilson
 from towpath.errors import DataError
 from towpath.feedback.aggregation import CHOICES, latest_judgements
 from towpath.feedback.agreement import Estimate
 from towpath.feedback.rater_quality import PEOPLE
+from towpath.hashing import hash_uniform
 from towpath.records import Choice, Judgement
 
 FOLDS = 5

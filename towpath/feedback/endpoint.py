@@ -4,8 +4,6 @@ import json
 import random
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from typing import Any, Literal
 
@@ -21,9 +19,6 @@ FailureReason = Literal["unreachable", "rejected", "refused"]
 
 FIRST_PAUSE = 0.5
 """Seconds before the second attempt; every further pause is twice as long."""
-MAX_PAUSE = 60.0
-MAX_RETRY_AFTER = 300.0
-"""Seconds; a call is given up if the server asks for a longer wait."""
 TEMPLATE_TOKENS = 64
 """Tokens that a chat template may add to a message."""
 FORBIDDEN_RULE = "a judge is a model server; link-local addresses and cloud metadata addresses are never called"
@@ -156,7 +151,7 @@ class Endpoint:
             except _Retryable as error:
                 message = error.message
                 dollars += error.dollars
-                if error.wait > MAX_RETRY_AFTER:
+                if error.wait > network.MAX_RETRY_AFTER:
                     message = f"{message}; it asks to wait {error.wait:.0f} s"
                     raise NoReply("unreachable", message, dollars) from None
                 self._defer_calls(error.wait)
@@ -204,8 +199,8 @@ class Endpoint:
                 length_key = "max_completion_tokens"
             elif not_understood and response_format < len(FORMATS) - 1:
                 response_format += 1
-            elif status in (408, 409, 425, 429) or status >= 500:
-                raise _Retryable(f"{status} {problem}".strip(), _retry_after(headers.get("retry-after", "")))
+            elif network.is_transient(status):
+                raise _Retryable(f"{status} {problem}".strip(), network.retry_after(headers))
             elif status in (401, 403, 404):
                 rule = "the judge's server must know the address, the model and the key"
                 fix = "check judge.base_url, judge.model and judge.api_key"
@@ -270,12 +265,9 @@ class Endpoint:
 
     def _wait_before(self, attempt: int) -> None:
         """Exponential backoff with jitter, and not before the server's Retry-After."""
-        pause = 0.0
-        if attempt:
-            pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
         with self._lock:
             remaining = self._retry_at - time.monotonic()
-        pause = max(pause, remaining * random.uniform(1.0, 1.1))
+        pause = max(network.backoff(attempt, FIRST_PAUSE), remaining * random.uniform(1.0, 1.1))
         if pause > 0 and self._closing.wait(pause):
             raise NoReply("unreachable", "stopped while waiting to try again")
 
@@ -312,19 +304,6 @@ def _error_message(body: bytes) -> str:
     except (ValueError, RecursionError, AttributeError):
         value = body.decode(errors="replace")
     return " ".join(str(value).split())[:300]
-
-
-def _retry_after(header: str) -> float:
-    """Seconds of a Retry-After header, given as a number or as a date."""
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(header)
-    except ValueError:
-        return 0.0
-    return max(0.0, (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp())
 
 
 def _parse_usage(usage: Any) -> tuple[int, int] | None:

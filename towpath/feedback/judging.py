@@ -5,16 +5,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal, Protocol
 
-from towpath.errors import ResourceError
 from towpath.feedback import judge_prompt
 from towpath.feedback.aggregation import majority_choice
 from towpath.feedback.endpoint import ChatReply, Endpoint, JudgeSettings, NoReply
-from towpath.feedback.judge_budget import Budget, BudgetExceeded, SpendingLedger, estimate_tokens
+from towpath.feedback.judge_budget import BudgetExceeded, SpendingLedger, estimate_tokens
+from towpath.feedback.judge_pool import ProgressBar, call_concurrently
 from towpath.feedback.judge_prompt import JudgeVerdict, Rubric
 from towpath.feedback.pair_text import PairText
 from towpath.records import Choice, Judgement
@@ -22,8 +20,6 @@ from towpath.records import Choice, Judgement
 Reason = Literal["unreachable", "rejected", "refused", "unreadable", "inconsistent", "ceiling"]
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, Order] = ("ab", "ba")
-GIVE_UP = 20
-"""Consecutive pairs without a reply after which the judge is given up."""
 USUAL_COMPLETION = 120
 """Tokens of a typical verdict, for the cost estimate."""
 
@@ -44,14 +40,6 @@ class ReplyCache(Protocol):
 
     def save_reply(self, digest: str, reply: dict[str, Any]) -> None:
         """Store a reply."""
-        ...
-
-
-class ProgressBar(Protocol):
-    """Shows progress."""
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Add finished units."""
         ...
 
 
@@ -107,34 +95,14 @@ def judge_pairs(
     cost of every call; what it holds already counts towards the ceiling.
     """
     rubric = judge_prompt.read_rubric(settings.rubric)
-    budget = Budget(settings.ceiling, ledger)
-    endpoint = Endpoint(settings, budget)
-    judge = _Judge(settings, rubric, endpoint, cache)
-    queue = iter(pairs)
-    unreachable = 0
-    pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
-    try:
-        running: set[Future[Judgement | Abstention]] = {
-            pool.submit(judge.judge_pair, pair) for pair in islice(queue, 2 * settings.concurrency)
-        }
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(judge.judge_pair, pair) for pair in islice(queue, len(done))}
-            for result in [future.result() for future in done]:
-                failed = isinstance(result, Abstention) and result.reason == "unreachable"
-                unreachable = unreachable + 1 if failed else 0
-                if progress:
-                    progress.advance(1, f"${budget.dollars:.2f}" if settings.price_in or settings.price_out else "")
-                yield result
-                if isinstance(result, Abstention) and unreachable >= GIVE_UP:
-                    value = f"{settings.base_url}: {result.note}"
-                    rule = f"the judge is given up after {GIVE_UP} consecutive pairs without a reply"
-                    raise ResourceError(value, rule, "check the server, then run again: finished judgements are stored")
-    finally:
-        # Calls in flight are paid for: wait for them, so that their replies reach the cache.
-        endpoint.stop()
-        pool.shutdown(wait=True, cancel_futures=True)
-        endpoint.close()
+
+    def judge_pair(endpoint: Endpoint, pair: PairText) -> Judgement | Abstention:
+        return _Judge(settings, rubric, endpoint, cache).judge_pair(pair)
+
+    def unreachable(result: Judgement | Abstention) -> str:
+        return result.note if isinstance(result, Abstention) and result.reason == "unreachable" else ""
+
+    yield from call_concurrently(settings, pairs, judge_pair, unreachable, progress, ledger)
 
 
 def estimate_cost(settings: JudgeSettings, pairs: Iterable[PairText]) -> CostEstimate:

@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import exp, log
 
-from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
+from towpath.hashing import hash_uniform
 from towpath.records import Choice
 
 MAX_CHANCE = 0.99

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from towpath.data.draws import hash_uniform, uniforms
+from towpath.data.draws import uniforms
 from towpath.feedback import rubric
+from towpath.hashing import hash_uniform
 from towpath.recipe import Preferences
 from towpath.records import Choice, Comparison, Judgement, Prompt
 

@@ -27,10 +27,14 @@ from towpath.rewards.fingerprint import NoFingerprint, fingerprint
 Scorer = Callable[..., Sequence[float]]
 """Takes prompts, answers and optionally extra columns of the prompts' rows; returns one number per answer."""
 ATTEMPTS = 3
+FIRST_PAUSE = 2.0
+"""Seconds before the second attempt, at most."""
 TIMEOUT = 60.0
 BATCH = 64
 """Answers per request to an endpoint."""
 BODY_SHOWN = 300
+UNREADABLE = (RecursionError, ValueError, KeyError, TypeError)
+"""Errors of reading a response that has no scores."""
 RULE = (
     "a reward function takes lists of prompts and completions and returns a list of finite numbers, one per completion"
 )
@@ -165,9 +169,10 @@ def score_over_http(address: str, prompts: Sequence[str], answers: Sequence[str]
 
 def _post(address: str, batch: dict[str, list[str]]) -> list[float]:
     problem = ""
+    wait = 0.0
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(2.0**attempt / 2)
+            time.sleep(max(wait, network.backoff(attempt, FIRST_PAUSE)))
         try:
             reply = _client(os.getpid()).post(address, json.dumps(batch).encode())
             if reply.status == 200:
@@ -175,18 +180,12 @@ def _post(address: str, batch: dict[str, list[str]]) -> list[float]:
         except network.ForbiddenAddress as error:
             problem = str(error)
             break
-        except (
-            network.ConnectFailed,
-            network.ResponseFailed,
-            RecursionError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ) as error:
+        except (network.ConnectFailed, network.ResponseFailed, *UNREADABLE) as error:
             problem = f"{type(error).__name__}: {error}"
             continue
         problem = _describe_failure(reply)
-        if reply.status < 500 and reply.status != 429:
+        wait = network.retry_after(reply.headers)
+        if not network.is_transient(reply.status) or wait > network.MAX_RETRY_AFTER:
             break
     fix = "start the server or correct the address, then start again; the run resumes from the last checkpoint"
     raise RewardError(f"{address}: {problem}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)

@@ -16,9 +16,10 @@ from torch import Tensor
 from towpath.data.batch import Batch, make_row
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
-from towpath.data.draws import hash_uniform, permutation, uniforms
+from towpath.data.draws import permutation, uniforms
 from towpath.data.intervals import wilson
 from towpath.errors import RecipeError
+from towpath.hashing import hash_uniform
 from towpath.recipe import Decoding, Policy
 from towpath.records import Prompt, Rollout
 from towpath.rollout.engine import Engine, SampleOutput, SampleRequest

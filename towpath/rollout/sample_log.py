@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
-from towpath.data.draws import hash_uniform
 from towpath.feedback import rubric
+from towpath.hashing import hash_uniform
 from towpath.records import Prompt, Rollout
 from towpath.store import jsonl
 from towpath.store.publish import replace_file

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from towpath.data import formats
 from towpath.data import recorded_preferences as recordings
-from towpath.data.draws import hash_uniform
 from towpath.data.refused_rows import FILE, RefusedRow, format_summary, refused_row
 from towpath.errors import DataError, Waiting
 from towpath.feedback import calibration, judge_runner, judging, routing, simulated_rater
 from towpath.feedback.rater_quality import PEOPLE
 from towpath.feedback.routing import Route, RoutingConfig, Signals
+from towpath.hashing import hash_uniform
 from towpath.recipe.stage_configs import LabelConfig
 from towpath.records import Choice, Comparison, Finding, Judgement
 from towpath.stages.job import Job

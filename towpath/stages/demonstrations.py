@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from towpath.data.batch import Batch, make_row
 from towpath.data.chat import Chat
-from towpath.data.draws import hash_uniform
+from towpath.hashing import hash_uniform
 from towpath.records import Demonstration
 from towpath.runtime.contract import Runtime
 

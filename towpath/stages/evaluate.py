@@ -1,7 +1,7 @@
-"""Evaluation: the policy against the tuned model on held-out prompts: win rate by the evaluation judge, KL, reward,
-text, and safety."""
+"""Evaluation of the policy against SFT on held-out prompts: win rate, KL, reward, text, perplexity, safety."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
@@ -24,110 +24,88 @@ from towpath.stages.labelled_pairs import completion_row
 from towpath.store.publish import replace_file
 
 Answers = dict[str, list[Completion]]
+"""One completion of each prompt, by model: `base`, `sft`, `policy`."""
+WIN = {"policy": 1.0, "tie": 0.5, "sft": 0.0}
 
 
 def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
-    """Answer, judge, measure."""
+    """Sample the policy's answers, compare them with those of the baseline stage, and measure safety."""
     prompts = generation.heldout(job)
-    guarded = list(job.corpus.safety)
-    policy = job.inputs[_last(job, "policy")]
-    completions = _load_completions(job, policy, prompts, guarded)
     count = len(prompts)
+    policy = _last_input(job, "policy")
+    completions = _load_completions(job, policy, [*prompts, *job.corpus.safety])
     answers = {source: part[:count] for source, part in completions.items()}
-    kl, interval, perplexities = _kl(job, policy, prompts, answers["policy"])
+    safety_answers = {source: completions[source][count:] for source in ("sft", "policy")}
+    kl, interval, perplexities = _kl_and_perplexity(job, policy, prompts, answers["policy"])
     win = generation.win(job, prompts, answers["policy"], answers["sft"])
-    rewards, disagreements = (
-        _rewards(job, prompts, answers) if any(name.startswith("reward") for name in job.inputs) else ({}, {})
-    )
+    rewards: dict[str, list[float]] = {}
+    disagreements: dict[str, int] = {}
+    if any(name.startswith("reward") for name in job.inputs):
+        rewards, disagreements = _rewards(job, prompts, answers)
     rows = _rows(job, prompts, answers, rewards)
     replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    harmful = [p.harmful for p in guarded]
-    declined = {
-        source: [rubric.is_refusal(c.text) for c in completions[source][count:]] for source in ("sft", "policy")
-    }
-    judge = find_evaluator(job.corpus)
+    harmful = [p.harmful for p in job.corpus.safety]
+    refusals = {source: [rubric.is_refusal(c.text) for c in part] for source, part in safety_answers.items()}
     result = {
-        "judge": judge,
+        "judge": find_evaluator(job.corpus),
         "win": win,
         "kl_per_prompt": kl,
         "kl_interval": interval,
         "best_of_n": best_of_n(max(kl, 0.0)),
         "reward": {source: sum(scores) / count for source, scores in rewards.items()},
-        "by_domain": _by_domain(rows),
-        "safety": {source: safety.refusal_rates(harmful, part) for source, part in declined.items()},
-        "text": {
-            source: text_statistics.text_statistics(part) | (_rubric_mean(prompts, part) if judge else {})
-            for source, part in answers.items()
-        },
-        "samples": _showcase(job, policy, prompts),
+        "by_domain": win_rates_by_domain(rows),
+        "safety": {source: safety.refusal_rates(harmful, part) for source, part in refusals.items()},
+        "text": {source: _text_statistics(job, prompts, part) for source, part in answers.items()},
+        "samples": _greedy_samples(job, policy, prompts),
         "perplexity": perplexities,
         "disagreements": disagreements,
     }
-    if guarded:
-        result |= jailbreak_eval.run(job, policy, {source: completions[source][count:] for source in ("sft", "policy")})
-        job.findings.extend(jailbreak_eval.concerns(job, result))
-    job.findings.extend(_lost_domains(result["by_domain"]))
+    if job.corpus.safety:
+        result |= jailbreak_eval.run(job, policy, safety_answers)
+        job.findings.extend(jailbreak_eval.safety_findings(job, result))
+    job.findings.extend(domain_findings(result["by_domain"]))
     return result
 
 
-def _rubric_mean(prompts: list[Prompt], completions: list[Completion]) -> dict[str, float]:
-    return {"rubric": sum(map(generation.rubric_score, prompts, completions)) / len(prompts)}
+def _last_input(job: Job[EvaluateConfig], kind: str) -> Path:
+    """The folder of the last input stage of a kind."""
+    return next(folder for name, folder in reversed(job.inputs.items()) if name.startswith(kind))
 
 
-def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
-    """Domains in which the policy is worse than SFT beyond chance."""
-    findings = []
-    for domain, row in by_domain.items():
-        low, high = row["interval"]
-        if high < 0.5:
-            evidence = (
-                f"{domain}: the policy wins over SFT on {row['rate']:.0%} of {row['n']} prompts [{low:.0%}, {high:.0%}]"
-            )
-            remedy = f"more prompts of {domain}, a higher policy.rewards.domains.{domain}, or a higher policy.kl.coef"
-            findings.append(
-                Finding("domain-lost", "warning", evidence, "what it gained elsewhere cost it here", remedy)
-            )
-    return findings
-
-
-def _last(job: Job[EvaluateConfig], stage: str) -> str:
-    return next(name for name in reversed(job.inputs) if name.startswith(stage))
-
-
-def _load_completions(job: Job[EvaluateConfig], policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -> Answers:
+def _load_completions(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt]) -> Answers:
+    """The answers that the baseline stage sampled, and the policy's."""
     completions = {
         source: generation.read(job.inputs["baseline"] / f"answers-{source}.jsonl") for source in ("base", "sft")
     }
     path = job.folder / "answers-policy.jsonl"
     completions["policy"] = generation.read(path)
-    if len(completions["policy"]) != len(prompts) + len(guarded):
-        completions["policy"] = generation.evaluation(
-            job, policy / "weights", [*prompts, *guarded], "policy", f"{job.name}: answers of policy"
-        )
+    if len(completions["policy"]) != len(prompts):
+        title = f"{job.name}: answers of policy"
+        completions["policy"] = generation.evaluation(job, policy / "weights", prompts, "policy", title)
         generation.write(path, completions["policy"])
         release_memory()
     return completions
 
 
-def _kl(
-    job: Job[EvaluateConfig], policy: Any, prompts: list[Prompt], completions: list[Completion]
+def _kl_and_perplexity(
+    job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt], completions: list[Completion]
 ) -> tuple[float, list[float], dict[str, float]]:
-    """Nats per prompt on the held-out answers, at the temperature they were drawn with; and both models' perplexity
-    on held-out demonstrations."""
+    """KL in nats per prompt with its interval, at the sampling temperature; perplexities of held-out demonstrations."""
     cfg = job.config
     runtime = job.launch(training=False)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, completions, strict=True)])
-    sums = []
-    perplexities = {}
     _, held_out = split_demonstrations(job.corpus.demonstrations, cfg.seed, cfg.sft.validation)
     demonstrations = demonstration_batch(job.chat, held_out)
+    logp_sums = []
+    perplexities = {}
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
         runtime.open({name: RoleSpec(str(folder))})
-        sums.append(runtime.score(name, batch, ("logp",), cfg.evaluate.temperature).logp_BT.sum(1))
+        logp_sums.append(runtime.score(name, batch, ("logp",), cfg.evaluate.temperature).logp_BT.sum(1))
         if held_out:
             perplexities["sft" if name == "reference" else name] = perplexity(runtime, name, demonstrations)
-        runtime.close(name)  # one model at a time
-    kl_B = (sums[0] - sums[1]).numpy()
+        runtime.close(name)  # one model in memory at a time
+    # k1 estimate: the completions are samples of the policy
+    kl_B = (logp_sums[0] - logp_sums[1]).numpy()
     draws = generator(cfg.seed, "bootstrap/kl")
     means = [kl_B[draws.integers(0, len(kl_B), len(kl_B))].mean() for _ in range(cfg.evaluate.bootstrap)]
     return float(kl_B.mean()), [float(sorted(means)[int(q * len(means))]) for q in (0.025, 0.975)], perplexities
@@ -136,8 +114,8 @@ def _kl(
 def _rewards(
     job: Job[EvaluateConfig], prompts: list[Prompt], answers: Answers
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """The reward model's scores of both models' answers; and how often it contradicts the labels it was trained for."""
-    reward = job.inputs[_last(job, "reward")]
+    """The reward model's scores of SFT's and the policy's answers, and how often it contradicts its labels."""
+    reward = _last_input(job, "reward")
     roles = reward_roles(job.config.reward, job.inputs["sft"] / "weights", reward)
     runtime = job.launch(training=False)
     runtime.open(roles)
@@ -152,42 +130,36 @@ def _rewards(
 def _rows(
     job: Job[EvaluateConfig], prompts: list[Prompt], answers: Answers, rewards: dict[str, list[float]]
 ) -> list[dict[str, Any]]:
-    """The answers of all models to each prompt with their scores, and `choice` where an evaluation judge fits the
-    data."""
-    judge = find_evaluator(job.corpus)
+    """One row for each prompt: the answers with their scores, and `choice` where the rubric fits the data."""
+    has_evaluator = find_evaluator(job.corpus) is not None
     rows = []
     for i, p in enumerate(prompts):
         row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}
         row |= {source: completions[i].text for source, completions in answers.items()}
         row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
-        rows.append(
-            row
-            | (
-                _rubric_verdict(
-                    p,
-                    {source: completions[i] for source, completions in answers.items()},
-                    job.config.evaluate.tie_margin,
-                )
-                if judge
-                else {}
-            )
-        )
+        if has_evaluator:
+            completions = {source: part[i] for source, part in answers.items()}
+            row |= _rubric_verdict(p, completions, job.config.evaluate.tie_margin)
+        rows.append(row)
     return rows
 
 
 def _rubric_verdict(prompt: Prompt, completions: dict[str, Completion], margin: float) -> dict[str, Any]:
-    """Every model's rubric score of one prompt, and who wins by them."""
+    """The rubric score of every model's answer, and which of policy and SFT wins."""
     scores = {source: generation.rubric_score(prompt, completion) for source, completion in completions.items()}
     gap = scores["policy"] - scores["sft"]
-    choice = "tie" if abs(gap) < margin else "policy" if gap > 0 else "sft"
+    choice = "policy" if gap > 0 else "sft"
+    if abs(gap) < margin:
+        choice = "tie"
     return {f"rubric_{source}": score for source, score in scores.items()} | {"choice": choice}
 
 
-def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    worth = {"policy": 1.0, "tie": 0.5, "sft": 0.0}
+def win_rates_by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The policy's win rate over SFT in each domain, with Wilson's interval."""
     outcomes: dict[str, list[float]] = {}
-    for row in (row for row in rows if "choice" in row):
-        outcomes.setdefault(row["domain"], []).append(worth[row["choice"]])
+    for row in rows:
+        if "choice" in row:
+            outcomes.setdefault(row["domain"], []).append(WIN[row["choice"]])
     return {
         domain: {
             "rate": sum(values) / len(values),
@@ -198,17 +170,40 @@ def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _showcase(job: Job[EvaluateConfig], policy: Any, prompts: list[Prompt]) -> list[dict[str, str]]:
-    """Three prompts answered greedily in float32 by all three models: what an export reproduces token for token."""
+def domain_findings(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
+    """Domains in which the policy is significantly worse than SFT."""
+    findings = []
+    for domain, row in by_domain.items():
+        low, high = row["interval"]
+        if high < 0.5:
+            evidence = (
+                f"{domain}: the policy wins over SFT on {row['rate']:.0%} of {row['n']} prompts [{low:.0%}, {high:.0%}]"
+            )
+            remedy = f"more prompts of {domain}, a higher policy.rewards.domains.{domain}, or a higher policy.kl.coef"
+            cause = "gains in other domains cost it here"
+            findings.append(Finding("domain-lost", "warning", evidence, cause, remedy))
+    return findings
+
+
+def _text_statistics(job: Job[EvaluateConfig], prompts: list[Prompt], completions: list[Completion]) -> dict[str, Any]:
+    statistics = text_statistics.text_statistics(completions)
+    if find_evaluator(job.corpus):
+        statistics["rubric"] = sum(map(generation.rubric_score, prompts, completions)) / len(prompts)
+    return statistics
+
+
+def _greedy_samples(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt]) -> list[dict[str, Any]]:
+    """Greedy float32 answers of all three models to three prompts; an export must reproduce their tokens."""
     domains = sorted({p.domain for p in prompts})
-    firsts = [next(p for p in prompts if p.domain == domain) for domain in domains[:: max(1, len(domains) // 3)]][:3]
-    rows = [{"prompt": p.prompt, "domain": p.domain} for p in firsts]
-    for source, folder in (("base", None), ("sft", job.inputs["sft"] / "weights"), ("policy", policy / "weights")):
-        wanted = [(p, "showcase", Decoding()) for p in firsts]
+    step = max(1, len(domains) // 3)
+    chosen = [next(p for p in prompts if p.domain == domain) for domain in domains[::step]][:3]
+    rows: list[dict[str, Any]] = [{"prompt": p.prompt, "domain": p.domain} for p in chosen]
+    folders = {"base": job.base_model, "sft": job.inputs["sft"] / "weights", "policy": policy / "weights"}
+    for source, folder in folders.items():
         completions = generation.sample(
             job,
-            folder or job.base_model,
-            wanted,
+            folder,
+            [(p, "showcase", Decoding()) for p in chosen],
             source,
             job.config.evaluate.max_new_tokens,
             f"{job.name}: samples of {source}",
@@ -217,5 +212,5 @@ def _showcase(job: Job[EvaluateConfig], policy: Any, prompts: list[Prompt]) -> l
         )
         for row, completion in zip(rows, completions, strict=True):
             row[source] = completion.text
-            row[f"{source}_tokens"] = list(completion.token_ids)  # pyright: ignore[reportArgumentType]
+            row[f"{source}_tokens"] = list(completion.token_ids)
     return rows

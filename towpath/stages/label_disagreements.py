@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
-from towpath.data.draws import hash_uniform
+from towpath.hashing import hash_uniform
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Comparison, Label
 from towpath.rollout.reward_models import RewardModels

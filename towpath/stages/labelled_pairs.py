@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from towpath.data.batch import Row, make_row
-from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
+from towpath.hashing import hash_uniform
 from towpath.recipe.stage_configs import PairsConfig
 from towpath.records import Comparison, Completion, Label, Prompt
 from towpath.stages.job import Job

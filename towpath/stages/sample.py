@@ -3,8 +3,8 @@ round."""
 
 from typing import Any
 
-from towpath.data.draws import hash_uniform
 from towpath.evals import text_statistics
+from towpath.hashing import hash_uniform
 from towpath.recipe.stage_configs import SampleConfig
 from towpath.records import Comparison, Completion, Prompt
 from towpath.stages import generation

@@ -3,7 +3,6 @@
 The functions take a connection; pass them to `Store.submit_write` or `Store.read`.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, func, select
 
 from towpath.errors import DataError
+from towpath.hashing import hash_uniform
 from towpath.records import Choice, Comparison
 from towpath.store import ledger, rating_settings, schema, statements
 
@@ -307,11 +307,6 @@ def seconds_used(connection: Connection) -> float:
     """Return how long people have judged."""
     table = schema.tallies
     return int(connection.scalar(select(func.sum(table.c.milliseconds)).where(table.c.kind == "person")) or 0) / 1000
-
-
-def hash_uniform(stream: str, name: str) -> float:
-    """Return a uniform number in [0, 1) that depends only on the stream and the name."""
-    return int.from_bytes(hashlib.blake2b(f"{stream}/{name}".encode(), digest_size=8).digest(), "little") / 2**64
 
 
 def _insert_tasks(connection: Connection, tasks_and_groups: Sequence[tuple[Task, str | None]]) -> int:

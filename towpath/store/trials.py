@@ -10,7 +10,8 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, select
 
 from towpath.errors import DataError
-from towpath.store import rating_settings, schema, sides, tallies, task_queue
+from towpath.hashing import hash_uniform
+from towpath.store import rating_settings, schema, sides, tallies
 from towpath.store.sides import Side
 from towpath.store.task_queue import Lease
 
@@ -63,9 +64,7 @@ def current_trial(connection: Connection, rater: str, settings: rating_settings.
         done = set()
     tried = {row.comparison for row in rows}
     left = sorted(
-        (name in tried, task_queue.hash_uniform(f"trial/{rater}/{attempt}", name), name)
-        for name in usable
-        if name not in done
+        (name in tried, hash_uniform(f"trial/{rater}/{attempt}", name), name) for name in usable if name not in done
     )
     name = left[0][2]
     return Trial(
@@ -79,7 +78,7 @@ def current_trial(connection: Connection, rater: str, settings: rating_settings.
 
 def presentation_order(rater: str, attempt: int, comparison: str) -> Literal["ab", "ba"]:
     """Return the answer order of a trial pair, drawn again for each attempt."""
-    return "ab" if task_queue.hash_uniform(f"trial order/{rater}/{attempt}", comparison) < 0.5 else "ba"
+    return "ab" if hash_uniform(f"trial order/{rater}/{attempt}", comparison) < 0.5 else "ba"
 
 
 def record_verdict(
