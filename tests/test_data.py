@@ -75,6 +75,7 @@ def test_quickstart_has_no_duplicates_and_no_leaks(quickstart: Corpus) -> None:
 
 
 def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> None:
+    assert len(quickstart.safety) >= 40
     for p in quickstart.safety:
         twin = quickstart.by_id[p.twin]
         assert twin.twin == p.id and twin.harmful != p.harmful

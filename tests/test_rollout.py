@@ -172,9 +172,9 @@ def test_shared_prompt_is_prefilled_once(tiny):
 
 def test_completions_stop_at_eos_and_at_the_limit(tiny):
     with torch.no_grad():
-        tiny.get_output_embeddings().weight[2] += 0.2
+        tiny.get_output_embeddings().weight[2] += 1.0  # EOS is likely, but not certain
     completions = LocalEngine(tiny, eos=2, pad=0).generate(requests(tokens=40))
-    assert {d.finish for d in completions} <= {"stop", "length"}
+    assert {d.finish for d in completions} == {"stop", "length"}
     for d in completions:
         assert 2 not in d.token_ids[:-1]
         assert (d.token_ids[-1] == 2) == (d.finish == "stop")
