@@ -119,7 +119,8 @@ def test_length_buckets_minimize_attention_cost(seed):
     lengths = sorted(draw.integers(5, 300, 9).tolist(), reverse=True)
 
     def cost(cuts):
-        return sum(packed_batch.CALL_COST + (end - begin) * lengths[begin] ** 2 for begin, end in pairwise((0, *cuts, 9)))
+        ends = pairwise((0, *cuts, 9))
+        return sum(packed_batch.CALL_COST + (end - begin) * lengths[begin] ** 2 for begin, end in ends)
 
     least = min(cost(cuts) for some in range(9) for cuts in combinations(range(1, 9), some))
     buckets = packed_batch.length_buckets(lengths)

@@ -67,7 +67,7 @@ def test_per_row_filters_do_not_depend_on_the_batch(monkeypatch):
     )
     p = torch.randn(4, 600, generator=torch.Generator().manual_seed(3)).mul(2).softmax(-1)
     whole = p.clone()
-    column = (torch.tensor([0, 0, 5, 0]), torch.tensor([1.0, 0.8, 1.0, 0.3]), torch.tensor([0.0, 0.0, 0.0, 0.05]))
+    column = (torch.tensor([0, 9, 5, 0]), torch.tensor([1.0, 0.8, 1.0, 0.3]), torch.tensor([0.0, 0.0, 0.0, 0.05]))
     together = sampling.filtered(p, *column)
     assert ranked == [2], "rows without top-p need no ranking"
     assert torch.equal(p, whole)
