@@ -222,7 +222,8 @@ def test_only_trained_weights_get_gradients_and_a_nan_updates_nothing(tiny):
     local.start({"policy": 1e-2})
     local.forward_backward(sft.TRAINS, Batch(ROWS), lambda o, p: sft.loss(o, p, None, {}), 1.0)
     trained = {id(p) for p in local.trained().values()}
-    assert all(p.grad is None for p in local.trunks["base"].parameters() if id(p) not in trained)
+    frozen = [p for p in local.trunks["base"].parameters() if id(p) not in trained]
+    assert frozen and all(p.grad is None for p in frozen)
     before = local.snapshot()
     next(iter(local.trained().values())).grad.fill_(float("nan"))
     assert not np.isfinite(local.step(1.0, 1.0))

@@ -338,7 +338,9 @@ def test_ranking_shows_full_answers(visit, store):
     )
     store.add_groups([RankingGroup("g1", "p12", tuple(f"s1.p12.r{k}" for k in range(5)), "work", priority=9)])
     page = visit(viewport={"width": 1280, "height": 700})
-    for article in page.locator("#answers article").all():
+    articles = page.locator("#answers article").all()
+    assert len(articles) == 5
+    for article in articles:
         assert article.evaluate("it => it.scrollHeight <= it.clientHeight + 1")
     page.keyboard.press("2")
     assert "is 1st" in page.locator("#answers article").nth(1).inner_text()
