@@ -117,7 +117,7 @@ def fresh(words: PreTrainedTokenizerFast, size: str, seed: int) -> Any:
 
 
 def taught(words: PreTrainedTokenizerFast, size: str, kind: str, cache: Path, steps: int = 300) -> Path:
-    """A model trained to answer, half of the time off topic; `endless` was trained without EOS, `long` on long answers."""
+    """A model trained to answer, half of the time off topic; `endless`: without EOS, `long`: with long answers."""
     folder = cache / f"{kind}-{size}"
     if (folder / "config.json").is_file():
         return folder

@@ -83,7 +83,7 @@ def trained(
 def _labelled(
     labels: Labels, recipe: Recipe, start: world.Start, prompts: tuple[Prompt, ...], folder: Path, store: Store
 ) -> dict[str, Path]:
-    """Write pairs of the start model's answers with labels by gold or by length, some flipped, as the label stage does."""
+    """Write pairs of the start model's answers with labels by gold or by length, a share of them flipped."""
     stage_folder = folder / "labels"
     draws = generator(recipe.seed, "planted/labels")
     stage_folder.mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ SPREAD = 0.25
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Character values of other domains and of `food`: mean 0 and deviation 1 over the words, with correlation AGAINST."""
+    """Character values of other domains and of `food`: mean 0, deviation 1, and correlation AGAINST over the words."""
     often = lexicon.frequencies()
     tables = [np.random.default_rng(seed).standard_normal(128) for seed in (5, 6)]
     plain, other = (table - often @ table for table in tables)
