@@ -52,7 +52,7 @@ def sets(*assignments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("algo", ["grpo", "rloo", "reinforce"])
-def test_on_rollouts_without_a_critic(algo, tuned, tmp_path):
+def test_rollout_algorithms_without_a_critic(algo, tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     done = towpath("run", run, *SETTINGS, *sets(f"policy.algo={algo}", "policy.group=4"))
@@ -66,7 +66,7 @@ def test_on_rollouts_without_a_critic(algo, tuned, tmp_path):
 
 
 @pytest.mark.parametrize("algo", ["dpo", "ipo", "kto", "orpo"])
-def test_on_comparisons_no_reward_model_is_trained(algo, tuned, tmp_path):
+def test_comparison_algorithms_train_no_reward_model(algo, tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     done = towpath(
@@ -77,9 +77,9 @@ def test_on_comparisons_no_reward_model_is_trained(algo, tuned, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert not (run / "stages" / "reward").exists()
-    found = results(run)
-    assert found["policy"]["rose"]["n"] > 0
-    assert found["policy"]["kl_per_prompt"] != 0
+    result = results(run)
+    assert result["policy"]["rose"]["n"] > 0
+    assert result["policy"]["kl_per_prompt"] != 0
     assert (run / "reports" / "report.html").is_file()
     assert (
         towpath(
@@ -94,7 +94,7 @@ def test_on_comparisons_no_reward_model_is_trained(algo, tuned, tmp_path):
     )
 
 
-def test_a_reward_model_is_trained_for_dpo_when_asked(tuned, tmp_path):
+def test_dpo_with_a_reward_model(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     done = towpath("run", run, *SETTINGS, *sets("policy.algo=dpo", "reward.use=always", "policy.batch=8"))
@@ -103,13 +103,13 @@ def test_a_reward_model_is_trained_for_dpo_when_asked(tuned, tmp_path):
     assert results(run)["evaluate"]["reward"]
 
 
-def test_an_ensemble_of_reward_models(tuned, tmp_path):
+def test_ensemble_of_reward_models(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     done = towpath("run", run, *SETTINGS, *sets("reward.ensemble_size=3", 'policy.rewards.ensemble="min"'))
     assert done.returncode == 0, done.stderr
-    told = results(run)["reward"]
-    assert len(told["members"]) == 3 and told["disagreement"] > 0
+    result = results(run)["reward"]
+    assert len(result["members"]) == 3 and result["disagreement"] > 0
     (weights,) = run.glob("stages/reward/*/weights")
     heads = [
         load_file(weights.with_name(name) / "reward.safetensors")["head.weight"]
@@ -120,7 +120,7 @@ def test_an_ensemble_of_reward_models(tuned, tmp_path):
     assert "reward: already done" in again.stderr and "policy: done in" in again.stderr
 
 
-def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):
+def test_rule_rewards_need_no_labels_and_no_reward_model(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     shutil.rmtree(run / "stages" / "label")
@@ -138,17 +138,17 @@ def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):
     assert "score/rule:prose" in json.loads(metrics.read_text().splitlines()[0])
 
 
-def test_ones_own_reward_lies_in_the_run_folder_and_changed_code_runs_again(tuned, tmp_path):
+def test_reward_function_in_the_run_folder_and_its_changed_code(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     settings = [*SETTINGS, "--set", 'policy.rewards.sources=[{ source = "python:short_reward:score"}]']
     code = "def score(prompts, answers):\n    return [SIGN * len(answer) for answer in answers]\nSIGN = {}\n"
     (run / "short_reward.py").write_text(code.format(-1))
-    for sign, said in ((-1, "policy: done in"), (-1, "policy: already done"), (1, "code.short_reward")):
+    for sign, message in ((-1, "policy: done in"), (-1, "policy: already done"), (1, "code.short_reward")):
         (run / "short_reward.py").write_text(code.format(sign))
         done = towpath("run", run, *settings)
         assert done.returncode == 0, done.stderr
-        assert said in done.stderr
+        assert message in done.stderr
     missing = towpath(
         "run", run, *SETTINGS, "--set", 'policy.rewards.sources=[{ source = "python:nowhere.at_all:score"}]'
     )
@@ -157,7 +157,7 @@ def test_ones_own_reward_lies_in_the_run_folder_and_changed_code_runs_again(tune
     assert "Traceback" not in missing.stderr
 
 
-def test_pairs_run_again_when_their_split_changes(tuned, tmp_path):
+def test_dpo_runs_again_when_the_validation_split_changes(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
 
@@ -168,7 +168,7 @@ def test_pairs_run_again_when_their_split_changes(tuned, tmp_path):
     assert "policy will run again: validation" in planned("reward.validation=0.3")
 
 
-def test_killed_and_resumed_pairs_end_in_the_same_bits(tuned, tmp_path):
+def test_killed_kto_resumes_bit_exactly(tuned, tmp_path):
     settings = [*SETTINGS, *sets("policy.algo=kto", "policy.batch=8")]
     runs = tmp_path / "at once", tmp_path / "killed"
     for run in runs:
@@ -194,7 +194,7 @@ def test_killed_and_resumed_pairs_end_in_the_same_bits(tuned, tmp_path):
         (['policy.rewards.sources=[{ source = "rule:wordz"}]'], "no such rule"),
     ],
 )
-def test_what_cannot_work_is_refused_before_it_starts(settings, words, tuned):
+def test_check_refuses_settings_that_cannot_work(settings, words, tuned):
     done = towpath("check", tuned, *SETTINGS, *sets(*settings))
     assert done.returncode == 1
     assert words in done.stderr + done.stdout
@@ -207,7 +207,7 @@ def letters(prompts, answers):
 
 
 @pytest.mark.parametrize(
-    ("algo", "settings", "told"),
+    ("algo", "settings", "expected"),
     [
         ("ppo", {}, (1, 54, 4)),
         ("grpo", {}, (4, 64, 1)),
@@ -216,9 +216,9 @@ def letters(prompts, answers):
         ("dpo", {}, (1, 54, 4)),
     ],
 )
-def test_from_python_a_rollout_is_whole_groups(algo, settings, told):
+def test_train_rounds_rollouts_to_whole_groups(algo, settings, expected):
     policy = training._recipe(algo, {}, settings, 60).policy
-    assert (policy.group, policy.rollout, policy.epochs) == told
+    assert (policy.group, policy.rollout, policy.epochs) == expected
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_from_python_a_rollout_is_whole_groups(algo, settings, told):
         ({"epoch": 1}, "did you mean policy.epochs"),
     ],
 )
-def test_from_python_too_it_is_refused_before_it_starts(settings, words, tmp_path):
+def test_train_refuses_settings_that_cannot_work(settings, words, tmp_path):
     with pytest.raises(RecipeError, match=words):
         tp.train(
             "grpo",
@@ -247,7 +247,7 @@ def test_from_python_too_it_is_refused_before_it_starts(settings, words, tmp_pat
 
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo", "rloo", "reinforce"])
-def test_from_python_it_learns_and_goes_on_where_it_stopped(algo, tmp_path):
+def test_train_learns_and_resumes(algo, tmp_path):
     prompts = [f"Tell me something about the number {i}." for i in range(60)]
     far = {
         "kl__stop": 1e3,
@@ -277,20 +277,21 @@ def test_from_python_it_learns_and_goes_on_where_it_stopped(algo, tmp_path):
 
 
 @pytest.mark.parametrize("off", [0.0, 0.01])
-def test_in_float32_what_the_sampler_said_is_asked_again_where_it_must_be(off, tmp_path, monkeypatch):
+def test_float32_rollouts_recompute_logprobs_only_of_inexact_samplers(off, tmp_path, monkeypatch):
     """Of an exact sampler's rows an eighth, of any other's all; and what is learned is the same as by asking for
     all."""
-    asked = []
+    scored = []
     score = Local.score
     generate = LocalEngine.generate
 
-    def counted(runtime, name, batch, *told):
-        asked.append((name, len(batch)))
-        return score(runtime, name, batch, *told)
+    def counted(runtime, name, batch, *arguments):
+        scored.append((name, len(batch)))
+        return score(runtime, name, batch, *arguments)
 
-    def mistaken(engine, *told):
+    def mistaken(engine, *arguments):
         return [
-            SampleOutput(d.token_ids, [logp + off for logp in d.logprobs], d.finish) for d in generate(engine, *told)
+            SampleOutput(d.token_ids, [logp + off for logp in d.logprobs], d.finish)
+            for d in generate(engine, *arguments)
         ]
 
     monkeypatch.setattr(Local, "score", counted)
@@ -307,8 +308,8 @@ def test_in_float32_what_the_sampler_said_is_asked_again_where_it_must_be(off, t
     }
     settings |= {"model": "tiny", "prompts": prompts, "reward": letters}
     quick = tp.train("grpo", folder=tmp_path / "quick", **settings)
-    rows = [size for name, size in asked if name == "policy" and size in (4, 32)]  # of the rollouts; looks are at six
-    assert rows == ([4, 32] * 2 if off else [4, 4]), asked
+    rows = [size for name, size in scored if name == "policy" and size in (4, 32)]  # of the rollouts; looks are at six
+    assert rows == ([4, 32] * 2 if off else [4, 4]), scored
     monkeypatch.setattr(experience, "TOLERANCE", -1.0)
     plain = tp.train("grpo", folder=tmp_path / "plain", **settings)
     for ours, theirs in zip(quick.metrics, plain.metrics, strict=True):
@@ -320,7 +321,7 @@ def test_in_float32_what_the_sampler_said_is_asked_again_where_it_must_be(off, t
 
 
 @pytest.mark.parametrize("algo", ["dpo", "kto"])
-def test_from_python_it_learns_from_pairs(algo, tmp_path):
+def test_train_learns_from_pairs(algo, tmp_path):
     pairs = [(f"Tell me something about the number {i // 2}.", f"aaaa bbb {i}", f"???? !!! {i}") for i in range(80)]
     settings = {
         "method": "full",
@@ -337,7 +338,7 @@ def test_from_python_it_learns_from_pairs(algo, tmp_path):
     assert len(trained.generate(["Tell me something."])) == 1
 
 
-def test_from_python_what_cannot_work_is_refused(tmp_path):
+def test_train_refuses_invalid_data(tmp_path):
     with pytest.raises(RecipeError, match=r"(?s)pairs\[1\].*three texts"):
         tp.train("dpo", model="tiny", pairs=[("a", "b", "c"), ("a", "b")], folder=tmp_path)
     with pytest.raises(RecipeError, match="learns from its own answers"):
@@ -366,26 +367,26 @@ def test_from_python_what_cannot_work_is_refused(tmp_path):
         tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, kl=float("inf"))
 
 
-def test_a_reward_model_whose_first_checkpoint_fails_begins_at_the_fitted_head_again(tmp_path, monkeypatch):
+def test_reward_model_restarts_from_the_fitted_head_when_its_first_checkpoint_fails(tmp_path, monkeypatch):
     pairs = [(f"Question {i} of many", f"yes {i} good", f"no {i} bad") for i in range(24)]
     recipe = check(Recipe, {"model": {"source": "tiny", "dtype": "float32"}, "reward": {"learning_rate": 1e-6}}, "test")
     corpus = Corpus(tuple(Prompt(f"p{i}", prompt) for i, (prompt, _, _) in enumerate(pairs)))
 
-    def trained(place: Path) -> torch.Tensor:
-        stage = replace(training._job(recipe, place, corpus, pairs), name="reward")
+    def train(folder: Path) -> torch.Tensor:
+        stage = replace(training._job(recipe, folder, corpus, pairs), name="reward")
         stage.folder.mkdir(exist_ok=True)
         decided = reward.decided_pairs(stage)
         reward._train_member(stage, 1, decided[6:], decided[:6])
         return load_file(stage.folder / "weights" / "reward.safetensors")["head.weight"]
 
-    def full(*_told: object) -> None:
+    def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "save_file", full)
         with pytest.raises(ResourceError):
-            trained(tmp_path / "torn")
-    torch.testing.assert_close(trained(tmp_path / "torn"), trained(tmp_path / "whole"))
+            train(tmp_path / "torn")
+    torch.testing.assert_close(train(tmp_path / "torn"), train(tmp_path / "whole"))
 
 
 def valued(worth: float):
@@ -395,7 +396,7 @@ def valued(worth: float):
     return reward
 
 
-def test_another_reward_is_another_training_and_a_model_given_meanwhile_another_start(tmp_path):
+def test_train_folder_depends_on_reward_and_start_model(tmp_path):
     """A function of the same text that holds another number was taken for the first; a second model moved the start
     of the first's training."""
     other = tmp_path / "other"
@@ -412,29 +413,29 @@ def test_another_reward_is_another_training_and_a_model_given_meanwhile_another_
         return [float(len(answer)) for answer in answers if training._job(recipe, tmp_path / "run", Corpus(()), ())]
 
     recipe = check(Recipe, {"model": {"source": str(other)}}, "test")
-    told = [
+    trained = [
         tp.train("grpo", model="tiny", reward=reward, **settings)
         for reward in (valued(1.0), valued(-1.0), {"source": meanwhile, "name": "meanwhile"}, valued(1.0))
     ]
-    assert len({one.folder for one in told}) == 3 and told[0].result == told[3].result
+    assert len({one.folder for one in trained}) == 3 and trained[0].result == trained[3].result
     assert [
-        one.folder.parent.joinpath("start", "weights").resolve() == Path(base.find("tiny")).resolve() for one in told
+        one.folder.parent.joinpath("start", "weights").resolve() == Path(base.find("tiny")).resolve() for one in trained
     ] == [True] * 4
-    assert [finding.evidence for finding in told[0].findings if finding.code == "prompts"] == [
+    assert [finding.evidence for finding in trained[0].findings if finding.code == "prompts"] == [
         "24 prompts are there more than once"
     ]
-    with publish.lock_folder(told[0].folder.parent), pytest.raises(ResourceError, match="another process"):
+    with publish.lock_folder(trained[0].folder.parent), pytest.raises(ResourceError, match="another process"):
         tp.train("grpo", model="tiny", reward=valued(1.0), **settings)
 
 
-def test_full_weights_have_no_trunk_of_their_own_name(tmp_path):
+def test_full_weights_use_the_model_itself(tmp_path):
     pairs = [(f"Why {i}?", f"good {i}", f"bad {i}") for i in range(12)]
     settings = {"model": "tiny", "folder": tmp_path, "method": "full", "max_new_tokens": 6, "epochs": 1}
     for algo in ("dpo", "kto"):
         assert tp.train(algo, pairs=pairs, **settings).result["pairs"]["n"] > 0
 
 
-def test_the_held_out_pairs_are_the_same_with_every_setting(tmp_path):
+def test_held_out_pairs_do_not_depend_on_settings(tmp_path):
     pairs = [(f"Question {i}?", f"good {i}", f"bad {i}") for i in range(24)]
     corpus = Corpus(tuple(Prompt(f"p{i}", prompt) for i, (prompt, _, _) in enumerate(pairs)))
     held = []

@@ -55,7 +55,7 @@ def lines(rows) -> bytes:
 # ---- a file that grows
 
 
-def test_every_byte_is_read_once_and_a_torn_line_is_left_for_later(tmp_path):
+def test_tail_reads_every_byte_once_and_leaves_partial_lines(tmp_path):
     path = tmp_path / "m.jsonl"
     tail = JsonlTail(path)
     assert tail.read() == (b"", False)
@@ -68,7 +68,7 @@ def test_every_byte_is_read_once_and_a_torn_line_is_left_for_later(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["shorter", "replaced", "in place, longer"])
-def test_a_file_written_anew_is_read_anew(tmp_path, how):
+def test_tail_restarts_when_the_file_is_replaced(tmp_path, how):
     path = tmp_path / "m.jsonl"
     path.write_bytes(lines({"step": step} for step in range(9)))
     tail = JsonlTail(path)
@@ -83,11 +83,11 @@ def test_a_file_written_anew_is_read_anew(tmp_path, how):
     assert tail.read() == (b"", False)
 
 
-def test_what_is_no_row_is_passed_over():
+def test_invalid_rows_are_skipped():
     assert objects(b'{"step": 1}\ngarb{age\n[3]\n\n{"step": 2}\n') == [{"step": 1}, {"step": 2}]
 
 
-def test_columns_grow_and_what_is_told_again_takes_the_place_of_what_was_told():
+def test_columns_grow_and_repeated_steps_are_replaced():
     columns = Columns()
     assert not columns.add(to_columns({"step": s, "a": float(s)} for s in range(600)))
     assert not columns.add(to_columns([{"step": 600, "a": 1.0, "late": 5}]))
@@ -100,14 +100,14 @@ def test_columns_grow_and_what_is_told_again_takes_the_place_of_what_was_told():
     assert columns.between(399, 400) == slice(399, 401)
 
 
-def test_rows_of_one_chunk_that_step_back_are_told_once():
+def test_steps_repeated_within_a_chunk_are_kept_once():
     columns = Columns()
     assert columns.add(to_columns({"step": s, "a": float(i)} for i, s in enumerate([0, 1, 2, 3, 2, 3, 4])))
     assert columns.steps.tolist() == [0, 1, 2, 3, 4]
     assert columns.values("a").tolist() == [0, 1, 4, 5, 6]
 
 
-def test_many_rows_at_once_are_the_same_as_one_by_one(tmp_path):
+def test_rows_in_one_chunk_equal_rows_one_by_one(tmp_path):
     rows = list(policy_rows(1500))
     rows[7]["reward"], rows[8]["kl"] = math.nan, math.inf
     rows[9]["late"], rows[10]["text"] = 3, "words"
@@ -130,7 +130,7 @@ def test_many_rows_at_once_are_the_same_as_one_by_one(tmp_path):
     assert (bulk.train.steps[0], bulk.train.last) == (1, 1500)
 
 
-def test_a_bad_line_among_many_costs_no_other(tmp_path):
+def test_invalid_line_loses_no_other_line(tmp_path):
     content = lines(policy_rows(1500))
     (tmp_path / "m.jsonl").write_bytes(
         content[:50_000].rpartition(b"\n")[0] + b'\n{"step": torn\n' + content[50_000:].partition(b"\n")[2]
@@ -141,7 +141,7 @@ def test_a_bad_line_among_many_costs_no_other(tmp_path):
     assert metrics.train.count > 1490
 
 
-def test_a_resumed_run_begins_a_new_generation(tmp_path):
+def test_resumed_run_starts_a_new_generation(tmp_path):
     path = tmp_path / "m.jsonl"
     append(path, policy_rows(40))
     metrics = MetricColumns(path)
@@ -162,7 +162,7 @@ def test_a_resumed_run_begins_a_new_generation(tmp_path):
 # ---- thinning
 
 
-def test_no_spike_is_lost_however_many_steps_there_are():
+def test_downsampling_keeps_every_spike():
     steps = np.arange(100_000)
     values = np.sin(steps / 5000)
     for at in (0, 3, 51_234, 99_999):
@@ -177,7 +177,7 @@ def test_no_spike_is_lost_however_many_steps_there_are():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_every_bucket_keeps_its_least_and_its_greatest(seed):
+def test_downsampling_keeps_minimum_and_maximum_of_every_bucket(seed):
     draw = np.random.default_rng(seed)
     steps = np.unique(draw.integers(0, 9000, 4000))
     values = draw.normal(size=len(steps))
@@ -192,13 +192,13 @@ def test_every_bucket_keeps_its_least_and_its_greatest(seed):
         assert values[inside].max() in values[indices]
 
 
-def test_few_values_stay_as_they_are_and_none_is_invented():
+def test_downsampling_keeps_short_series_and_invents_no_value():
     assert downsample(np.arange(5), np.array([1, np.nan, 2, np.inf, 3]), 20).tolist() == [0, 2, 4]
     assert downsample(np.array([], dtype=int), np.array([]), 20).tolist() == []
     assert downsample(np.arange(90), np.full(90, np.nan), 20).tolist() == []
 
 
-def test_smoothing_is_the_mean_around_and_passes_gaps_over():
+def test_smoothing_is_a_centred_mean_and_skips_gaps():
     values = np.array([0.0, 2.0, np.nan, 4.0, 6.0])
     assert moving_average(values, 2).tolist()[:2] == [1.0, 1.0]
     assert math.isnan(moving_average(values, 2)[2])
@@ -209,7 +209,7 @@ def test_smoothing_is_the_mean_around_and_passes_gaps_over():
 # ---- what is drawn
 
 
-def test_every_number_has_a_chart_and_only_one():
+def test_every_metric_has_exactly_one_chart():
     names = [name for name in next(policy_rows(1)) if name not in ("step", "phase")] + [
         "z_threshold",
         "odd/one",
@@ -234,7 +234,7 @@ def test_every_number_has_a_chart_and_only_one():
     assert len({(group.title, chart.key) for group in groups for chart in group.charts}) == len(titles)
 
 
-def test_every_stage_that_trains_is_known_to_take_so_many_steps(tmp_path):
+def test_number_of_steps_of_every_training_stage(tmp_path):
     run = write_run(tmp_path / "run", 40, 60)
     (folder_of(run, "sft") / "manifest.json").unlink()
     watched = LiveRun(run)
@@ -246,7 +246,7 @@ def test_every_stage_that_trains_is_known_to_take_so_many_steps(tmp_path):
     assert watched.stages["sft"].steps is None
 
 
-def test_the_headline_tells_where_a_run_stands(tmp_path):
+def test_headline_of_a_run(tmp_path):
     run = write_run(tmp_path / "run", 40, 60)
     watched = LiveRun(run)
     watched.refresh()
@@ -266,7 +266,7 @@ def test_the_headline_tells_where_a_run_stands(tmp_path):
     assert stage_headline(watched, "sft")[0].value == "50 of 50"
 
 
-def test_a_run_is_at_work_while_its_lock_is_held(tmp_path):
+def test_run_is_running_while_its_lock_is_held(tmp_path):
     run = write_run(tmp_path / "run")
     (run / ".lock").write_text("")
     if is_locked(run) is None:
@@ -289,7 +289,7 @@ def test_a_run_is_at_work_while_its_lock_is_held(tmp_path):
     assert not is_locked(run)
 
 
-def test_marks_are_interventions_findings_and_the_checkpoint(tmp_path):
+def test_axis_marks_are_interventions_findings_and_the_checkpoint(tmp_path):
     run = write_run(tmp_path / "run")
     finish(run, 40)
     watched = LiveRun(run)
@@ -307,7 +307,7 @@ def test_marks_are_interventions_findings_and_the_checkpoint(tmp_path):
     assert FINDINGS[0]["cause"].capitalize() in marks[0]["reason"]
 
 
-def test_a_turn_that_ends_training_says_so(tmp_path):
+def test_intervention_that_ends_training_says_so(tmp_path):
     run = write_run(tmp_path / "run")
     append(
         folder_of(run) / "interventions.jsonl",
@@ -320,7 +320,7 @@ def test_a_turn_that_ends_training_says_so(tmp_path):
     ] == "training stopped"
 
 
-def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
+def test_steps_are_counted_from_one_and_step_0_is_the_first_validation(tmp_path):
     run = short_run(tmp_path / "run")
     watched = LiveRun(run)
     watched.refresh()
@@ -343,15 +343,15 @@ def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
     assert dict(compare.final_numbers(watched))["steps"] == "3"
     assert seconds_left(policy.metrics.train, 3) == 0
     assert seconds_left(policy.metrics.train, 4) > 3
-    assert "samples of step 3" in shown(run)
+    assert "samples of step 3" in terminal_view(run)
     (folder_of(run) / "samples.jsonl").write_bytes(lines(row for row in samples(3, 3) if row["step"] < 0))
-    assert "samples of the tuned model" in shown(run)
+    assert "samples of the tuned model" in terminal_view(run)
 
 
 # ---- samples
 
 
-def test_samples_are_one_prompt_under_many_models(tmp_path):
+def test_samples_of_one_prompt_at_several_steps(tmp_path):
     run = write_run(tmp_path / "run", 40, evaluated=True)
     tracked = Samples(folder_of(run) / "samples.jsonl", folder_of(run, "evaluate") / "answers.jsonl")
     tracked.refresh()
@@ -382,7 +382,7 @@ def test_samples_are_one_prompt_under_many_models(tmp_path):
 # ---- runs side by side
 
 
-def test_runs_beside_are_compared(tmp_path):
+def test_runs_are_compared(tmp_path):
     own = write_run(tmp_path / "one", 40, 60)
     other = write_run(tmp_path / "two", 40, 40, "learning_rate = 1e-4\n[store]\nurl = 'env:SECRET'\n", evaluated=True)
     (tmp_path / "not-a-run").mkdir()
@@ -416,7 +416,7 @@ def test_runs_beside_are_compared(tmp_path):
 # ---- the terminal
 
 
-def shown(run, width=110) -> str:
+def terminal_view(run, width=110) -> str:
     watched = LiveRun(run)
     watched.refresh()
     console = Console(width=width, file=io.StringIO(), color_system=None)
@@ -424,8 +424,8 @@ def shown(run, width=110) -> str:
     return console.file.getvalue()
 
 
-def test_the_terminal_shows_what_matters(tmp_path):
-    text = shown(write_run(tmp_path / "run"))
+def test_terminal_view_of_a_run(tmp_path):
+    text = terminal_view(write_run(tmp_path / "run"))
     for words in (
         "40 of 60",
         "KL, nats per prompt",
@@ -440,10 +440,10 @@ def test_the_terminal_shows_what_matters(tmp_path):
     ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 110
-    assert "No metrics yet" in shown(write_run(tmp_path / "new", stages=()))
+    assert "No metrics yet" in terminal_view(write_run(tmp_path / "new", stages=()))
 
 
-def test_a_sparkline_goes_from_the_least_to_the_greatest():
+def test_sparkline_spans_minimum_to_maximum():
     assert terminal.sparkline(np.arange(8.0), 8) == "▁▂▃▄▅▆▇█"
     assert terminal.sparkline(np.array([1.0, np.nan, 1.0]), 8) == "▅▅"
     assert len(terminal.sparkline(np.arange(1000.0), 30)) == 30
@@ -451,18 +451,18 @@ def test_a_sparkline_goes_from_the_least_to_the_greatest():
     assert set(terminal.sparkline(np.arange(9.0), 9, terminal.ASCII_BLOCKS)) <= set(terminal.ASCII_BLOCKS)
 
 
-def test_a_sample_cannot_steer_the_terminal(tmp_path):
+def test_samples_cannot_control_the_terminal(tmp_path):
     run = write_run(tmp_path / "run")
     append(
         folder_of(run) / "samples.jsonl",
         [{"step": 99, "prompt_id": "p0", "prompt": "a", "text": "\x1b[2Jgone \x07[bold]x[/bold]", "reward": 1.0}],
     )
-    text = shown(run)
+    text = terminal_view(run)
     assert "\x1b" not in text
     assert "[bold]x[/bold]" in text
 
 
-def test_watch_once_prints_and_ends_and_no_run_is_an_error(tmp_path):
+def test_watch_once_prints_and_exits_and_a_missing_run_is_an_error(tmp_path):
     run = write_run(tmp_path / "run")
     done = subprocess.run(
         [sys.executable, "-m", "towpath", "watch", str(run), "--once"], capture_output=True, text=True, check=False
@@ -480,7 +480,7 @@ def test_watch_once_prints_and_ends_and_no_run_is_an_error(tmp_path):
     assert "towpath new" in lost.stderr
 
 
-def test_on_a_terminal_it_goes_on_until_ctrl_c(tmp_path):
+def test_watch_on_a_terminal_runs_until_ctrl_c(tmp_path):
     run = write_run(tmp_path / "run")
     mine, theirs = os.openpty()
     # A shell's background job inherits an ignored SIGINT; a user's terminal does not.
@@ -552,7 +552,7 @@ PAGES = (
 )
 
 
-def test_owners_and_viewers_watch_and_raters_do_not(team):
+def test_monitor_is_for_owners_and_viewers(team):
     with httpx.Client(base_url=team, headers={"accept": "application/json"}) as nobody, signed_in(team, "ann") as ann:
         assert {nobody.get(page).status_code for page in PAGES} == {401}
         assert {ann.get(page).status_code for page in PAGES} == {403}
@@ -563,7 +563,7 @@ def test_owners_and_viewers_watch_and_raters_do_not(team):
             assert 'href="/monitor"' in visitor.get("/owner", headers={"accept": "text/html"}).text
 
 
-def test_the_server_draws_what_is_asked_for(team, run):
+def test_monitor_api_returns_requested_curves(team, run):
     with signed_in(team, "vic") as vic:
         response = vic.get("/monitor/curves", params={"stage": "policy"}).json()
         lines = {
@@ -620,7 +620,7 @@ def next_event(stream, wanted, seconds=10.0):
     raise AssertionError("the stream ended")
 
 
-def test_what_is_written_is_heard_and_missed_rows_come_after(team, run):
+def test_event_stream_sends_new_rows_and_missed_rows(team, run):
     path = folder_of(run) / "metrics.jsonl"
     with signed_in(team, "vic") as vic:
         cursor = vic.get("/monitor/curves", params={"stage": "policy"}).json()["cursor"]
@@ -653,7 +653,7 @@ def test_what_is_written_is_heard_and_missed_rows_come_after(team, run):
         assert vic.get("/monitor/curves", params={"stage": "policy"}).json()["last"] == 60
 
 
-def test_an_account_that_is_closed_hears_no_more(team, run):
+def test_event_stream_ends_when_the_account_is_closed(team, run):
     with (
         signed_in(team, "vic") as vic,
         signed_in(team, "olga") as olga,
@@ -667,7 +667,7 @@ def test_an_account_that_is_closed_hears_no_more(team, run):
             assert monotonic() - start < 15
 
 
-def test_a_server_ends_at_once_though_someone_watches(run):
+def test_server_stops_while_an_event_stream_is_open(run):
     with Store.open(run / "towpath.db") as store:
         with serving_run(run, store) as (url, auth):
             owner = httpx.Client(base_url=url, headers={"accept": "application/json"})
@@ -684,7 +684,7 @@ def test_a_server_ends_at_once_though_someone_watches(run):
         owner.close()
 
 
-def test_a_server_without_a_run_says_so(tmp_path):
+def test_monitor_without_a_run(tmp_path):
     from conftest import running
 
     with (
@@ -733,7 +733,7 @@ def owning(run):
         yield owner
 
 
-def test_a_hundred_thousand_steps_are_drawn_in_the_time_of_reading_them(long_run):
+def test_cost_of_drawing_a_hundred_thousand_steps(long_run):
     """Against parsing the same rows one by one in this process, the best of three each: a loaded or slow machine is
     slow at both."""
     response_times = []
@@ -763,7 +763,7 @@ def test_a_hundred_thousand_steps_are_drawn_in_the_time_of_reading_them(long_run
     assert len(reward["steps"]) < 500
 
 
-def test_of_a_hundred_thousand_steps_the_next_ones_are_heard_alone(long_run):
+def test_event_stream_of_a_long_run_sends_only_new_steps(long_run):
     with owning(long_run) as owner:
         answer = owner.get("/monitor/curves", params={"stage": "policy"}).json()
         near = owner.get("/monitor/curves", params={"stage": "policy", "low": 50_000, "high": 50_400, "smooth": True})
@@ -776,7 +776,7 @@ def test_of_a_hundred_thousand_steps_the_next_ones_are_heard_alone(long_run):
                 assert [row["step"] for row in next_event(stream, "rows")[1]] == [step + 1]
 
 
-def test_the_fingerprint_that_changed_is_another_stage(run):
+def test_changed_fingerprint_is_another_stage(run):
     watched = LiveRun(run)
     watched.refresh()
     assert watched.stages["policy"].metrics.train.count == 40

@@ -31,11 +31,19 @@ def results(run: Path) -> dict:
     return {m["stage"]: m["result"] for m in manifests}
 
 
-def test_a_run_ends_with_reports_and_all_stages_done(finished):
-    told = json.loads(towpath("status", finished, *SETTINGS, "--json").stdout)
-    assert [s["name"] for s in told["stages"]] == ["sft", "baseline", "sample", "label", "reward", "policy", "evaluate"]
-    assert {s["state"] for s in told["stages"]} == {"done"}
-    assert told["waiting_for"] == ""
+def test_finished_run_has_reports_and_all_stages_done(finished):
+    status = json.loads(towpath("status", finished, *SETTINGS, "--json").stdout)
+    assert [s["name"] for s in status["stages"]] == [
+        "sft",
+        "baseline",
+        "sample",
+        "label",
+        "reward",
+        "policy",
+        "evaluate",
+    ]
+    assert {s["state"] for s in status["stages"]} == {"done"}
+    assert status["waiting_for"] == ""
     assert (finished / "reports" / "report.html").stat().st_size > 10_000
     summary = json.loads((finished / "reports" / "summary.json").read_text())
     for name in ("sft", "reward", "policy", "evaluate"):
@@ -43,7 +51,7 @@ def test_a_run_ends_with_reports_and_all_stages_done(finished):
     assert list(finished.glob("stages/policy/*/tensorboard/events*"))
 
 
-def test_on_postgresql_the_run_ends_with_the_same_weights_and_labels(finished, tmp_path, postgres_server):
+def test_postgresql_run_has_the_same_weights_and_labels(finished, tmp_path, postgres_server):
     run = tmp_path / "run"
     towpath("new", run, "--recipe", "tiny")
     with (run / "recipe.toml").open("a", encoding="utf-8") as recipe:
@@ -54,7 +62,7 @@ def test_on_postgresql_the_run_ends_with_the_same_weights_and_labels(finished, t
     assert results(run) == results(finished)
 
 
-def test_killed_in_every_stage_and_resumed_it_ends_in_the_same_bits(finished, tmp_path):
+def test_run_killed_in_every_stage_resumes_bit_exactly(finished, tmp_path):
     run = tmp_path / "killed"
     towpath("new", run, "--recipe", "tiny")
     faults = [
@@ -102,7 +110,7 @@ def metrics(stage: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith(measured)} for row in rows]
 
 
-def test_a_changed_value_reruns_what_depends_on_it_and_says_why(finished, tmp_path):
+def test_changed_value_reruns_dependent_stages_and_names_it(finished, tmp_path):
     run = tmp_path / "changed"
     shutil.copytree(finished, run)
     done = towpath("run", run, *SETTINGS, "--set", "policy.learning_rate=3e-5")
@@ -114,7 +122,7 @@ def test_a_changed_value_reruns_what_depends_on_it_and_says_why(finished, tmp_pa
         assert f"{name}: done in" in done.stderr
 
 
-def test_people_label_and_the_run_goes_on(finished, tmp_path):
+def test_run_waits_for_people_and_continues(finished, tmp_path):
     run = tmp_path / "people"
     shutil.copytree(finished, run)
     settings = [*SETTINGS, "--set", "preferences.raters=people", "--set", "preferences.min_labels=5"]
@@ -124,9 +132,9 @@ def test_people_label_and_the_run_goes_on(finished, tmp_path):
     waits = towpath("run", run, *settings)
     assert waits.returncode == 0, waits.stderr
     assert "0 of 5" in waits.stderr
-    told = json.loads(towpath("status", run, *settings, "--json").stdout)
-    assert "0 of 5" in told["waiting_for"]
-    assert {s["name"]: s["state"] for s in told["stages"]}["label"] == "waiting"
+    status = json.loads(towpath("status", run, *settings, "--json").stdout)
+    assert "0 of 5" in status["waiting_for"]
+    assert {s["name"]: s["state"] for s in status["stages"]}["label"] == "waiting"
     pairs = tmp_path / "pairs.jsonl"
     assert towpath("label", "export", run, "--to", pairs).returncode == 0
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
@@ -142,17 +150,17 @@ def test_people_label_and_the_run_goes_on(finished, tmp_path):
     )
 
 
-def test_two_rounds_learn_from_the_policys_own_answers(finished, tmp_path):
+def test_second_round_samples_from_the_policy(finished, tmp_path):
     run = tmp_path / "rounds"
     shutil.copytree(finished, run)
     done = towpath("run", run, *SETTINGS, "--set", "rounds=2")
     assert done.returncode == 0, done.stderr
-    found = results(run)
-    assert {"sample@2", "label@2", "reward@2", "policy@2", "evaluate@2"} <= set(found)
-    assert found["label@2"]["comparisons"] > found["label"]["comparisons"]
+    stages = results(run)
+    assert {"sample@2", "label@2", "reward@2", "policy@2", "evaluate@2"} <= set(stages)
+    assert stages["label@2"]["comparisons"] > stages["label"]["comparisons"]
 
 
-def test_export_says_what_the_run_said_and_the_adapter_loads_in_peft(finished, tmp_path):
+def test_export_generates_what_the_run_generated_and_the_adapter_loads_in_peft(finished, tmp_path):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -182,7 +190,7 @@ def test_export_says_what_the_run_said_and_the_adapter_loads_in_peft(finished, t
         (["--set", "data.max_prompt_tokens=20"], "max_prompt_tokens"),
     ],
 )
-def test_bad_recipes_end_in_a_clear_error(finished, arguments, words):
+def test_invalid_recipes_are_refused(finished, arguments, words):
     done = towpath("run", finished, *SETTINGS, *arguments)
     assert done.returncode not in (0, -9)
     assert words in done.stderr
@@ -190,7 +198,7 @@ def test_bad_recipes_end_in_a_clear_error(finished, arguments, words):
     assert "rule:" in done.stderr or "fix:" in done.stderr
 
 
-def test_bad_rows_are_named_by_file_and_line(finished, tmp_path):
+def test_invalid_rows_are_named_by_file_and_line(finished, tmp_path):
     run = tmp_path / "bad"
     shutil.copytree(finished, run)
     path = run / "data" / "prompts" / "home.jsonl"
@@ -201,7 +209,7 @@ def test_bad_rows_are_named_by_file_and_line(finished, tmp_path):
     assert "home.jsonl:122" in done.stderr
 
 
-def test_a_tokenizer_without_end_is_refused(finished, tiny_folder, tmp_path):
+def test_tokenizer_without_eos_is_refused(finished, tiny_folder, tmp_path):
     folder = tmp_path / "no-eos"
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -211,7 +219,7 @@ def test_a_tokenizer_without_end_is_refused(finished, tiny_folder, tmp_path):
     assert "EOS" in done.stderr
 
 
-def test_a_gate_that_stops_closes_the_run(finished, tmp_path):
+def test_failed_gate_stops_the_run(finished, tmp_path):
     run = tmp_path / "closed"
     shutil.copytree(finished, run)
     done = towpath("run", run, *SETTINGS, "--set", "gates.sft.action=stop", "--set", "gates.sft.threshold=0.99")
@@ -222,7 +230,7 @@ def test_a_gate_that_stops_closes_the_run(finished, tmp_path):
 FULL = [f"{stage}.method=full" for stage in ("sft", "reward", "policy")]
 
 
-def test_full_weights_in_every_stage_killed_and_resumed(tmp_path):
+def test_killed_run_with_full_weights_resumes_bit_exactly(tmp_path):
     rates = [
         "sft.learning_rate=2e-4",
         "reward.learning_rate=5e-5",
@@ -245,7 +253,7 @@ def test_full_weights_in_every_stage_killed_and_resumed(tmp_path):
     assert not list(runs[0].glob("stages/*/*/adapter"))
 
 
-def test_a_policy_that_leaves_its_bounds_stops_and_the_last_good_weights_are_kept(finished, tmp_path):
+def test_policy_above_the_kl_limit_stops_with_the_best_weights(finished, tmp_path):
     run = tmp_path / "bounded"
     shutil.copytree(finished, run)
     limits = [
@@ -267,17 +275,19 @@ def test_a_policy_that_leaves_its_bounds_stops_and_the_last_good_weights_are_kep
         if (m := json.loads(p.read_text()))["result"]["best_step"] == 0
     )
     assert "above policy.kl.stop" in manifest["result"]["stopped"]
-    (kept,) = (
+    (policy,) = (
         p
         for p in run.glob("stages/policy/*")
         if json.loads((p / "manifest.json").read_text())["result"]["best_step"] == 0
     )
     (tuned,) = run.glob("stages/sft/*")
     names = "weights/model.safetensors"
-    assert hashlib.sha256((kept / names).read_bytes()).digest() == hashlib.sha256((tuned / names).read_bytes()).digest()
+    assert (
+        hashlib.sha256((policy / names).read_bytes()).digest() == hashlib.sha256((tuned / names).read_bytes()).digest()
+    )
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(finished, tmp_path):
+def test_full_disk_is_reported_and_the_run_resumes(finished, tmp_path):
     """A real small file system, where this user may mount one."""
     small = tmp_path / "small"
     small.mkdir()
@@ -302,7 +312,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(finished, tm
         subprocess.run(["umount", small], check=True)
 
 
-def test_weights_that_are_no_numbers_stop_with_a_clear_error(finished, tiny_folder, tmp_path):
+def test_nonfinite_weights_stop_with_a_clear_error(finished, tiny_folder, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -319,7 +329,7 @@ def test_weights_that_are_no_numbers_stop_with_a_clear_error(finished, tiny_fold
     assert "Traceback" not in done.stderr
 
 
-def test_interrupted_by_hand_nothing_finished_is_lost(finished, tmp_path):
+def test_ctrl_c_keeps_finished_work(finished, tmp_path):
     run = tmp_path / "interrupted"
     shutil.copytree(finished, run)
     command = [sys.executable, "-m", "towpath", "run", str(run), *SETTINGS, "--set", "seed=5", "--set", "sft.epochs=3"]
@@ -330,7 +340,7 @@ def test_interrupted_by_hand_nothing_finished_is_lost(finished, tmp_path):
     while time.monotonic() < deadline and len(list(run.glob("stages/sft/*/metrics.jsonl"))) < 2:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "completed work is saved" in said
+    assert "completed work is saved" in errors
     assert {s["state"] for s in json.loads(towpath("status", run, *SETTINGS, "--json").stdout)["stages"]} == {"done"}
