@@ -1,5 +1,5 @@
-"""The rating page in a real browser: minimum view time, trial pairs, guidelines, criteria and tags, my activity, text size,
-phone."""
+"""The rating page in a real browser: minimum view time, trial pairs, guidelines, criteria and tags, my activity, text
+size, phone."""
 
 import re
 
