@@ -69,8 +69,10 @@ METRICS: dict[str, Metric] = {
     "reward_std": Metric("standard deviation of the reward in a rollout", "reward, standard deviation"),
     "reward_turned": Metric("reward with the weights, penalties and bonuses that interventions set", direction=1),
     "score_spread": Metric("standard deviation between reward models", direction=-1),
-    "reward_length_corr": Metric("correlation of an answer's score with its length"),
-    "reward_repetition_corr": Metric("correlation of an answer's reward with its repetition, penalties included"),
+    "reward_length_corr": Metric("correlation of an answer's score with its length", legend="length"),
+    "reward_repetition_corr": Metric(
+        "correlation of an answer's reward with its repetition, penalties included", legend="repetition"
+    ),
     "length_worth": Metric("score for one more token: the slope of the score on length"),
     "repetition_worth": Metric("reward for an answer of repetition alone: the slope of the reward on repetition"),
     "length": Metric("tokens of an answer", "length, tokens"),
