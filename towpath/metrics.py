@@ -64,7 +64,7 @@ METRICS: dict[str, Metric] = {
     ),
     "kl_per_token": Metric("nats a token to the reference", "KL, nats per token", "to the tuned model", direction=-1),
     "kl_std": Metric("standard deviation of the KL between answers", "KL, standard deviation"),
-    "score": Metric("reward before penalties and bonuses", legend="score alone", direction=1),
+    "score": Metric("reward before penalties and bonuses", legend="score without penalties", direction=1),
     "reward": Metric("reward of an answer, without the KL penalty", "reward", direction=1),
     "reward_std": Metric("standard deviation of the reward in a rollout", "reward, standard deviation"),
     "reward_turned": Metric("reward with the weights, penalties and bonuses that interventions set", direction=1),

@@ -231,11 +231,11 @@ def _side_finding(one: RaterQuality) -> Finding:
         if way == "left"
         else (1 - one.left.value, 1 - one.left.high, 1 - one.left.low)
     )
-    evidence = (
-        f"{one.rater}: chose the {way} answer in {share:.0%} [{low:.0%}, {high:.0%}] of {one.left.n}; p {one.left_p:.1g}"
-    )
+    interval = f"{share:.0%} [{low:.0%}, {high:.0%}]"
+    evidence = f"{one.rater}: chose the {way} answer in {interval} of {one.left.n}; p {one.left_p:.1g}"
     cause = "position bias: one key is preferred, or the answer read first"
-    return Finding("rater-side", "warning", evidence, cause, "tell the rater; sides are shuffled, so this adds noise but no bias")
+    remedy = "tell the rater; sides are shuffled, so this adds noise but no bias"
+    return Finding("rater-side", "warning", evidence, cause, remedy)
 
 
 def _haste_finding(one: RaterQuality, evidence: str) -> Finding:
