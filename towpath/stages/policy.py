@@ -24,7 +24,7 @@ from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages.comparisons import Comparisons
 from towpath.stages.job import Job, publish_model
 from towpath.stages.loop import LoopConfig, Numbers, train, warmup_then_linear
-from towpath.stages.requeue import put_back
+from towpath.stages.requeue import requeue_hacked_samples
 from towpath.store.publish import publish
 
 VALUE_FEATURES = "value_features.safetensors"
@@ -41,7 +41,7 @@ def run(job: Job[PolicyConfig]) -> dict[str, Any]:
     loop = _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience)
     state = train(loop, runtime, job, f"{job.name}: {cfg.algo}")
     _warn_without_a_step(job, state.best_step)
-    queued = put_back(job, state.stopped)
+    queued = requeue_hacked_samples(job, state.stopped)
     final = experience.validate(state.best_step - 1, state.knobs, against_reference=True)
     _save(job, runtime)
     result = {
