@@ -56,13 +56,13 @@ class Postgres:
         subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, cwd="/")
 
 
-def new_database(server: str) -> str:
-    """Create an empty database and return its URL."""
+def new_database(server: str, template: str = "template1") -> str:
+    """Create an empty database, or a copy of another one of the server, and return its URL."""
     import psycopg
 
     name = f"t{uuid4().hex[:12]}"
     with psycopg.connect(f"{server.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     return f"{server}/{name}"
 
 

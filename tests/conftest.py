@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from time import sleep
@@ -15,9 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from argon2 import PasswordHasher
 from command import SETTINGS, towpath
 
 from benchmarks.postgres import Postgres, new_database
+from towpath.store.store import Store
+from towpath.web import passwords
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -36,6 +40,14 @@ LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_password_hashes() -> Iterator[None]:
+    """Argon2 at its least cost: the tests sign in hundreds of times. tests/test_web.py checks the real cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "PasswordHasher", partial(PasswordHasher, time_cost=1, memory_cost=8, parallelism=1))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -106,9 +118,27 @@ def running_postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> str:
+    """The name of a database with the ledger's tables, which tests copy: migrating each anew takes longer."""
+    url = new_database(postgres_server)
+    with Store.open(url):
+        pass
+    return url.rpartition("/")[2]
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """Where a ledger may lie: a file with an odd name, or a database."""
+    if request.param == "sqlite":
+        return tmp_path / "led ger%?.db"
+    template = request.getfixturevalue("postgres_template")
+    return new_database(request.getfixturevalue("postgres_server"), template)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a ledger without tables may lie, for tests of migrations."""
     if request.param == "sqlite":
         return tmp_path / "led ger%?.db"
     return new_database(request.getfixturevalue("postgres_server"))

@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,14 +208,14 @@ BREAKAGES = [
         M + "adapters.py",
         "F.linear(x, a) * self.scale[name]",
         "F.linear(x, a)",
-        "tests/test_models.py -k adapters",
+        "tests/test_models.py -k adapter",
     ),
     Breakage(
         "adapter scale ignored in merging",
         M + "adapters.py",
         "weight + self.scale[name] * (self",
         "weight + 1.0 * (self",
-        "tests/test_models.py -k adapters",
+        "tests/test_models.py -k adapter",
     ),
     Breakage(
         "reward head initialized too wide",
@@ -318,9 +320,9 @@ BREAKAGES = [
     Breakage(
         "API key not redacted",
         F + "endpoint.py",
-        'reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body',
-        "reply.body",
-        "tests/test_outside.py -k echoed tests/test_judge.py",
+        'text = network.redact(self._key, content if isinstance(content, str) else "")',
+        'text = content if isinstance(content, str) else ""',
+        "tests/test_outside.py -k echoed",
     ),
     Breakage(
         "best-of-n win rate wrong",
@@ -355,14 +357,14 @@ BREAKAGES = [
         "towpath/run/gates.py",
         '"PASS" if value > gate.threshold else "FAIL"',
         '"PASS" if value >= gate.threshold - 0.5 else "FAIL"',
-        "tests/test_report.py tests/test_own_data.py",
+        "tests/test_gates.py",
     ),
     Breakage(
         "over-refusal ignored by the safety gate",
         "towpath/run/gates.py",
         'after["over_refusal"] - before["over_refusal"])',
         "-1.0)",
-        "tests/test_safety.py",
+        "tests/test_gates.py",
     ),
     Breakage(
         "KL limit per token ignored",
@@ -391,7 +393,7 @@ BREAKAGES = [
         S + "writer.py",
         "        if connection.invalidated:",
         "        if False:",
-        "tests/test_restarts.py",
+        "tests/test_store.py -k connection",
     ),
     Breakage(
         "NUL reaches the database",
@@ -582,6 +584,13 @@ def survived(root: Path, breakage: Breakage) -> str:
     return "" if done.returncode == 1 else f"pytest ended with {done.returncode}: {done.stdout.strip()[-200:]}"
 
 
+def copy_tree(root: Path) -> Path:
+    """A copy of the working tree at `root`."""
+    skipped = shutil.ignore_patterns(".venv", ".bench", ".git", "runs", "*.pyc", "__pycache__")
+    shutil.copytree(ROOT, root, ignore=skipped)
+    return root
+
+
 HANG = ("endless response read",)
 """Breakages that may be detected by a test that never ends."""
 
@@ -590,16 +599,23 @@ def main() -> int:
     """Apply every breakage and print which survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="select breakages whose name or file contains this word")
-    wanted = parser.parse_args().only
-    chosen = [one for one in BREAKAGES if wanted in one.name or wanted in one.file]
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "towpath"
-        shutil.copytree(
-            ROOT, root, ignore=shutil.ignore_patterns(".venv", ".bench", ".git", "runs", "*.pyc", "__pycache__")
-        )
-        survivors = []
-        for one in chosen:
-            why = survived(root, one)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="breakages tried at a time")
+    options = parser.parse_args()
+    chosen = [one for one in BREAKAGES if options.only in one.name or options.only in one.file]
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(options.jobs):
+            copies.put(copy_tree(Path(folder) / str(number)))
+
+        def check(one: Breakage) -> str:
+            root = copies.get()
+            try:
+                return survived(root, one)
+            finally:
+                copies.put(root)
+
+        for one, why in zip(chosen, pool.map(check, chosen), strict=True):
             print(f"{'SURVIVED' if why else 'detected'} {one.name}{f': {why}' if why else ''}", flush=True)
             survivors += [one.name] if why else []
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} detected")

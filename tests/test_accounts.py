@@ -141,8 +141,8 @@ def test_ledger_stores_no_key_and_no_token(served, store, tmp_path):
     )
 
 
-def test_migration_keeps_accounts_and_drops_the_key(location):
-    engine = ledger.open_engine(location)
+def test_migration_keeps_accounts_and_drops_the_key(empty_location):
+    engine = ledger.open_engine(empty_location)
     upgrade(engine, "0005")
     with ledger.transaction(engine) as connection:
         connection.execute(
@@ -153,7 +153,7 @@ def test_migration_keeps_accounts_and_drops_the_key(location):
         )
         connection.execute(text("INSERT INTO settings VALUES ('secret', '\"0123\"'), ('gold_share', '0.25')"))
     engine.dispose()
-    with Store.open(location) as store:
+    with Store.open(empty_location) as store:
         assert [(one.name, one.role, one.password, one.active) for one in store.read(people.list_accounts)] == [
             ("ann", "rater", "hash", False),
             ("olga", "owner", "other", True),

@@ -205,7 +205,7 @@ def test_weights_and_optimizer_state_are_freed_with_the_runtime(tiny, dtype):
 
 def test_embedding_gradient_of_a_repeated_token_is_summed_in_float32():
     weight = nn.Parameter(torch.zeros(5, 3).bfloat16())
-    states = lm._Lookup.apply(weight, torch.full((1000,), 2), None)
+    states = lm._Embedding.apply(weight, torch.full((1000,), 2), None)
     states.backward(torch.full_like(states, 1 / 256))
     assert weight.grad[2].tolist() == [1000 / 256] * 3
     assert not weight.grad[[0, 1, 3, 4]].any()
@@ -216,7 +216,7 @@ def test_embedding_lookup_matches_torch(pad):
     ids = torch.tensor([0, 3, 3, 1, 0, 5])
     one = nn.Embedding(7, 4, padding_idx=pad).double()
     two = nn.Parameter(one.weight.detach().clone())
-    for states in (one(ids), lm._Lookup.apply(two, ids, pad)):
+    for states in (one(ids), lm._Embedding.apply(two, ids, pad)):
         (states * torch.arange(24.0).view(6, 4)).sum().backward()
     assert torch.equal(one.weight.grad, two.grad)
 

@@ -445,7 +445,7 @@ def test_reward_model_disagreements_return_to_the_queue(team):
         page = owner.get("/arena/disagreements").text
         assert page.index("probability 0.90") < page.index("probability 0.60")
         done = owner.post("/arena/disagreements", data={"comparison": ["s1.t0", "s1.t1", "elsewhere"]})
-        assert "2 pairs wait" in done.text
+        assert "2 pairs queued" in done.text
     assert vote(store, "bob", lambda *_: "right") == 2
     assert {(j.comparison, j.rater) for j in store.judgements()} == {
         ("s1.t0", "ann"),

@@ -172,8 +172,10 @@ def test_pass_and_fail_differ_visually(opened, axe, scheme):
         ):
             assert heading in words
         assert re.search(r"Agreement of raters\s+[\d.]+\s%\s+[\d.]+\sto\s[\d.]+\s% of \d+", words)
-        for box in page.locator(".scroll").all():
-            assert box.evaluate("it => it.scrollWidth <= it.clientWidth"), "nothing to scroll for at 1280"
+        boxes = page.locator(".scroll").all()
+        assert boxes
+        for box in boxes:
+            assert box.evaluate("it => it.scrollWidth <= it.clientWidth"), "no horizontal scrolling at 1280"
     assert len(set(shapes)) == len(set(colours)) == 2
     page.goto("/arena")
     assert page.locator(".outcome-chip").all_inner_texts() == ["✗ FAIL", "✓ PASS"]

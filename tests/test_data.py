@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def test_quickstart_has_no_duplicates_and_no_leaks(quickstart: Corpus) -> None:
 
 
 def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> None:
+    assert len(quickstart.safety) >= 40
     for p in quickstart.safety:
         twin = quickstart.by_id[p.twin]
         assert twin.twin == p.id and twin.harmful != p.harmful
@@ -81,15 +83,17 @@ def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> No
 
 def test_quickstart_card_counts_match_the_data(quickstart: Corpus) -> None:
     card = (QUICKSTART / "CARD.md").read_text()
-    report = curate.describe_corpus(quickstart)
-    for name, count in report["demonstrations"]["style"].items():
-        assert f"| {name} | {count} |" in card
-    for name, count in report["prompts"]["domain"].items():
-        held = report["prompts"]["heldout_by_domain"][name]
-        assert f"| {name} | {count} | {count - held} | {held} | {report['demonstrations']['domain'][name]} |" in card
-    for name, count in report["prompts"]["difficulty"].items():
-        assert f"| {name} | {count} |" in card
-    assert f"{report['safety']['harmful']} harmful and {report['safety']['harmless']} harmless" in card
+    prompts = Counter(p.domain for p in quickstart.prompts)
+    heldout = Counter(p.domain for p in quickstart.heldout)
+    demonstrations = Counter(d.domain for d in quickstart.demonstrations)
+    for domain, count in prompts.items():
+        held = heldout[domain]
+        assert f"| {domain} | {count} | {count - held} | {held} | {demonstrations[domain]} |" in card
+    for names in ((d.style for d in quickstart.demonstrations), (p.difficulty for p in quickstart.prompts)):
+        for name, count in Counter(names).items():
+            assert f"| {name or '(none)'} | {count} |" in card
+    harmful = sum(p.harmful for p in quickstart.safety)
+    assert f"{harmful} harmful and {len(quickstart.safety) - harmful} harmless" in card
 
 
 def test_corpus_records_file_hashes(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_states_and_gradients_match_transformers(kind, lora, read, by_kernels, m
 @pytest.fixture(params=["together", "apart"])
 def cut(request, monkeypatch):
     """The number of length buckets: attention over all lines at once, or per length."""
-    monkeypatch.setattr(packed_batch, "APART", 1 if request.param == "apart" else 10**9)
+    monkeypatch.setattr(packed_batch, "CALL_COST", 1 if request.param == "apart" else 10**9)
     return {"together": 1, "apart": 3}[request.param]
 
 
@@ -119,7 +119,8 @@ def test_length_buckets_minimize_attention_cost(seed):
     lengths = sorted(draw.integers(5, 300, 9).tolist(), reverse=True)
 
     def cost(cuts):
-        return sum(packed_batch.APART + (end - begin) * lengths[begin] ** 2 for begin, end in pairwise((0, *cuts, 9)))
+        ends = pairwise((0, *cuts, 9))
+        return sum(packed_batch.CALL_COST + (end - begin) * lengths[begin] ** 2 for begin, end in ends)
 
     least = min(cost(cuts) for some in range(9) for cuts in combinations(range(1, 9), some))
     buckets = packed_batch.length_buckets(lengths)

@@ -811,7 +811,7 @@ def test_terminal_output_of_findings():
     parts += ["2. WARNING else", "3. INFO note", "not checked no answer length", "note        a note", "unknown"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
-    assert "1 critical, 1 warning, 1 to know" in text
+    assert "1 critical, 1 warning, 1 info" in text
     assert "\x1b" not in text
     text.encode("utf-8")
     assert max(map(len, doctor_report.lines([sample()], 70).splitlines())) <= 90
@@ -848,7 +848,7 @@ def test_html_page_is_safe_and_shows_the_curves(tmp_path: Path):
     assert "KL, nats per prompt: nats per answer" in page.text
     assert "from step 13" in page.text
     assert "ruled out" in page.text.lower()
-    assert "No finite number at 1 steps." in page.text
+    assert "Not finite at 1 steps." in page.text
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     for kind in ("script", "style"):
         (body,) = re.findall(rf"<{kind}>(.*?)</{kind}>", html, re.DOTALL)

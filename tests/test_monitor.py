@@ -21,7 +21,7 @@ from rich.console import Console
 from watched_run import (
     FINDINGS,
     FINGERPRINT,
-    TURNS,
+    INTERVENTIONS,
     append,
     finish,
     folder_of,
@@ -289,7 +289,7 @@ def test_a_run_is_at_work_while_its_lock_is_held(tmp_path):
     assert not is_locked(run)
 
 
-def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
+def test_marks_are_interventions_findings_and_the_checkpoint(tmp_path):
     run = write_run(tmp_path / "run")
     finish(run, 40)
     watched = LiveRun(run)
@@ -297,13 +297,13 @@ def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
     marks = stage_marks(watched.stages["policy"])
     assert [(event["step"], event["kind"]) for event in marks] == [
         (9, "critical"),
-        (12, "knob"),
+        (12, "intervention"),
         (21, "warning"),
-        (27, "knob"),
-        (40, "kept"),
+        (27, "intervention"),
+        (40, "checkpoint"),
     ]
     assert "0.05 → 0.1" in marks[1]["label"]
-    assert marks[1]["reason"] == TURNS[0]["reason"]
+    assert marks[1]["reason"] == INTERVENTIONS[0]["reason"]
     assert FINDINGS[0]["cause"].capitalize() in marks[0]["reason"]
 
 
@@ -315,7 +315,7 @@ def test_a_turn_that_ends_training_says_so(tmp_path):
     )
     watched = LiveRun(run)
     watched.refresh()
-    assert [event["label"] for event in stage_marks(watched.stages["policy"]) if event["kind"] == "knob"][
+    assert [event["label"] for event in stage_marks(watched.stages["policy"]) if event["kind"] == "intervention"][
         -1
     ] == "training stopped"
 
@@ -332,7 +332,7 @@ def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
     assert "at step 3" in headline["reward"].note
     assert [(event["step"], event["label"]) for event in stage_marks(policy)] == [
         (0, "spread-low"),
-        (2, "kept"),
+        (2, "checkpoint"),
         (3, "kl-rising"),
     ]
     assert [row["first_step"] for row in (*policy.findings, *watched.findings)] == [3, 0, 2]
@@ -400,7 +400,7 @@ def test_runs_beside_are_compared(tmp_path):
     assert ("steps", ["60", "40"]) in diff["policy"]
     assert [name for name, _ in diff[""]] == ["name"] if "name" in rows else "" not in diff
     ends = dict(compare.final_numbers(watched["two"]))
-    assert ends["wins over the tuned model"].startswith("78")
+    assert ends["win rate over the tuned model"].startswith("78")
     points = compare.frontier("two", watched["two"], "win")
     assert points[-1].evaluated
     assert (points[-1].kl, points[-1].value) == (0.7, 0.78)
@@ -646,8 +646,8 @@ def test_what_is_written_is_heard_and_missed_rows_come_after(team, run):
             ]
             path.write_bytes(lines(policy_rows(12)))
             assert next_event(stream, "again")[1] == {}
-            (folder_of(run) / "interventions.jsonl").write_bytes(lines([TURNS[0]]))
-            assert next_event(stream, "marks")[1]["interventions"] == [TURNS[0] | {"step": 12}]
+            (folder_of(run) / "interventions.jsonl").write_bytes(lines([INTERVENTIONS[0]]))
+            assert next_event(stream, "marks")[1]["interventions"] == [INTERVENTIONS[0] | {"step": 12}]
             path.write_bytes(lines(list(policy_rows(60, 90))[5:]))
             assert next_event(stream, "again")[1] == {}  # though there are more rows than before
         assert vic.get("/monitor/curves", params={"stage": "policy"}).json()["last"] == 60

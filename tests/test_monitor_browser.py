@@ -107,7 +107,7 @@ def test_charts_show_their_metrics(visit):
     assert kl.locator(".band.good").count() == 1
     assert kl.locator("text.guide.good").text_content() == "target 0.5"
     assert kl.locator(".line.validation circle").count() == 20
-    assert chart(page, "Reward").locator(".mark.knob").count() == 2
+    assert chart(page, "Reward").locator(".mark.intervention").count() == 2
 
 
 @SHORT

@@ -100,13 +100,13 @@ def stored(page, kind):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ((503, '{"error": "postgresql://secret"}', {"retry-after": "1"}), "the server is away"),
+        ((503, '{"error": "postgresql://secret"}', {"retry-after": "1"}), "the server is unavailable"),
         ((429, '{"error": "slowly"}', {"retry-after": "1"}), "too many requests"),
         ((403, '{"error": "no"}', {}), "may not rate"),
         ((401, '{"error": "sign in"}', {}), "signed out"),
-        ((409, "<h1>Conflict of a proxy</h1>", {}), "the server failed (409)"),
-        ((200, "<h1>Welcome to the hotel</h1>", {}), "no connection to the server itself"),
-        ((413, "too large", {}), "the server failed (413)"),
+        ((409, "<h1>Conflict of a proxy</h1>", {}), "server error (409)"),
+        ((200, "<h1>Welcome to the hotel</h1>", {}), "a proxy answered in place of the server"),
+        ((413, "too large", {}), "server error (413)"),
     ],
 )
 def test_unrelated_responses_never_drop_a_verdict(served, store, answer, words):
@@ -127,7 +127,7 @@ def test_retry_after_is_respected(served):
     page, faults = served
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "30"})
     page.keyboard.press("1")
-    shows(page, "outbox", "the server is away")
+    shows(page, "outbox", "the server is unavailable")
     page.wait_for_timeout(3500)  # without Retry-After there would be retries after 1 s and 3 s
     assert faults.requests.count("/rate/judge") == 1
 
@@ -208,7 +208,7 @@ def test_verdict_is_not_credited_to_another_account(served, store):
     store.submit_write(task_queue.add_seats, [first], "overlap").result()
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
-    shows(page, "outbox", "the server is away")
+    shows(page, "outbox", "the server is unavailable")
     other = page.context.new_page()
     other.goto("/sign-in")
     other.fill("#name", "bob")
@@ -236,7 +236,7 @@ def test_load_failure_is_not_reported_as_stored(served):
     page, faults = served
     faults.answers["/rate/next"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
-    shows(page, "outbox", "The next pair cannot be loaded (the server is away)")
+    shows(page, "outbox", "The next pair cannot be loaded (the server is unavailable)")
     assert "stored" not in page.inner_text("#outbox")
     faults.answers.clear()
     shows(page, "outbox", "")
@@ -266,7 +266,7 @@ def test_database_restart_loses_nothing(postgres_server, browser):
                 pairs.append(comparison(page))
                 run("-m", "immediate", "stop")
                 page.keyboard.press("1")
-                shows(page, "outbox", "the server is away")
+                shows(page, "outbox", "the server is unavailable")
                 assert "postgresql" not in page.inner_text("body")
                 run("-o", options, "start")
                 page.wait_for_function(

@@ -566,8 +566,8 @@ def upgrade(engine, version):
 
 
 @pytest.mark.parametrize("version", ["0001", "0002"])
-def test_migration_keeps_rows(location, version):
-    engine = ledger.open_engine(location)
+def test_migration_keeps_rows(empty_location, version):
+    engine = ledger.open_engine(empty_location)
     upgrade(engine, version)
     old = [
         "INSERT INTO prompts VALUES ('p1', 'Why?', 'work', 'easy', '[\"x\"]', 1, 'train', '')",
@@ -583,7 +583,7 @@ def test_migration_keeps_rows(location, version):
         for statement in old:
             connection.execute(text(statement.replace(":", "\\:")))
     engine.dispose()
-    with Store.open(location) as store:
+    with Store.open(empty_location) as store:
         assert store.prompts()["p1"] == Prompt("p1", "Why?", "work", "easy", ("x",), True)
         assert store.completions()["c1"] == Completion("c1", "p1", "sft", "no", (2,), (-0.5,), "length", {"top_k": 3})
         assert store.comparisons() == [Comparison("k1", "p1", "c0", "c1", 2)]

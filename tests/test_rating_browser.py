@@ -1,5 +1,4 @@
-"""The rating page in a real browser: minimum view time, trial pairs, guidelines, criteria and tags, my day, text size,
-phone."""
+"""The rating page in a browser: view time, trial pairs, guidelines, criteria, tags, my activity, text size, phone."""
 
 import re
 
@@ -127,7 +126,7 @@ def test_trial_pairs_with_feedback_come_first(visit, store, axe):
         assert "Correct." in page.inner_text("#feedback")
         passed = page.inner_text("#next")
         page.keyboard.press("n")
-    assert passed.endswith("Begin")
+    assert passed.endswith("Start")
     page.wait_for_function("() => document.getElementById('task').dataset.state === 'pair'")
     assert store.judgements() == []
     press(page, "1", "Saved")
@@ -139,9 +138,9 @@ def test_criteria_and_reason_tags_are_stored(visit, store, axe):
     page = visit()
     assert not serious(page, axe)
     page.get_by_role("button", name="too long").click()
-    press(page, "1", "Still open: helpful, clear")
+    press(page, "1", "Missing: helpful, clear")
     page.keyboard.press("Shift+Digit1")
-    page.wait_for_function(SAID, arg="Still open: clear")
+    page.wait_for_function(SAID, arg="Missing: clear")
     page.keyboard.press("Shift+Digit5")
     page.wait_for_function(SAID, arg="Saved: A is much better")
     judgement = store.judgements()[0]
@@ -152,7 +151,7 @@ def test_criteria_and_reason_tags_are_stored(visit, store, axe):
     )
 
 
-def test_my_day_dialog(visit, store, axe):
+def test_my_activity_dialog(visit, store, axe):
     put(store, goal=4, break_minutes=0.01)
     page = visit()
     press(page, "1", "Saved")
@@ -338,7 +337,9 @@ def test_ranking_shows_full_answers(visit, store):
     )
     store.add_groups([RankingGroup("g1", "p12", tuple(f"s1.p12.r{k}" for k in range(5)), "work", priority=9)])
     page = visit(viewport={"width": 1280, "height": 700})
-    for article in page.locator("#answers article").all():
+    articles = page.locator("#answers article").all()
+    assert len(articles) == 5
+    for article in articles:
         assert article.evaluate("it => it.scrollHeight <= it.clientHeight + 1")
     page.keyboard.press("2")
     assert "is 1st" in page.locator("#answers article").nth(1).inner_text()

@@ -150,7 +150,7 @@ def test_page_is_well_formed(tmp_path: Path) -> None:
     for drawing in drawings:
         ElementTree.fromstring(drawing)
     assert all(attrs.get("aria-label") or attrs.get("aria-hidden") for attrs in page.all("svg"))
-    assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
+    assert {attrs.get("scope") for attrs in page.all("th")} == {"col", "row"}
     assert "nan" not in " ".join(drawings).lower()
 
 
@@ -219,7 +219,7 @@ def test_failed_gate_is_stated_first(tmp_path: Path) -> None:
     ]
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
     assert text.count("✓ PASS") == 3 and text.count("✗ FAIL") == 1 and text.count("? UNDECIDED") == 1
-    sentence = "The evaluate gate did not open: 61.0\u00a0% against 70\u00a0%."
+    sentence = "The evaluate gate failed: 61.0\u00a0% against 70\u00a0%."
     assert sentence in text and text.index(sentence) < text.index("Stages and gates")
 
 
@@ -249,7 +249,7 @@ def test_waiting_reason_and_findings_are_shown(tmp_path: Path) -> None:
     )
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
     assert (
-        "The run waits: labels: 3 of 200 decided." in text
+        "The run is waiting for: labels: 3 of 200 decided." in text
         and "<warning> seen. Fix it." in text
         and "<info> seen" not in text
     )

@@ -7,6 +7,7 @@ from time import time
 
 import httpx
 import pytest
+from argon2 import PasswordHasher
 from conftest import running
 from sqlalchemy import select
 
@@ -16,7 +17,7 @@ from towpath.store import people, rating_settings, schema, sessions, task_queue,
 from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
 from towpath.store.task_queue import Gold, RankingGroup, Task
-from towpath.web import safe_html, server, throttle
+from towpath.web import passwords, safe_html, server, throttle
 
 PASSWORD = "correct horse battery"
 FREE = throttle.BY_ACCOUNT_AND_NETWORK.free
@@ -200,6 +201,11 @@ def test_invitation_creates_an_account_and_signs_in(team, store):
         owner.post("/owner/account", data={"name": "dan", "role": "rater"})
         assert new.get("/rate").status_code == 401
     assert store.read(people.get_account, "dan").password.startswith("$argon2")
+
+
+def test_passwords_are_hashed_at_the_cost_of_rfc_9106(monkeypatch):
+    monkeypatch.setattr(passwords, "PasswordHasher", PasswordHasher)  # tests hash at less
+    assert passwords.Hasher().hash(PASSWORD).startswith("$argon2id$v=19$m=65536,t=3,p=4$")
 
 
 def test_correct_password_waits_after_failed_attempts(team):

@@ -150,7 +150,7 @@ def samples(steps: int, every: int = 4, prompts: int = 8) -> Iterator[dict[str, 
             }
 
 
-TURNS = [
+INTERVENTIONS = [
     {
         "step": 11,
         "knob": "kl_coef",
@@ -228,7 +228,7 @@ def write_run(
         append(folder / "metrics.jsonl", policy_rows(steps, planned))
         (folder / "run_info.json").write_text(json.dumps({"steps": planned, "arithmetic": "float32"}))
         append(folder / "samples.jsonl", samples(steps))
-        append(folder / "interventions.jsonl", TURNS)
+        append(folder / "interventions.jsonl", INTERVENTIONS)
         (folder / "findings.json").write_text(json.dumps(FINDINGS))
     if evaluated:
         finish(run, steps)

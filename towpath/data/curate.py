@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
-from typing import Any, Literal
+from typing import Literal
 
 from towpath.data import near_duplicates as near
 from towpath.data.corpus import Corpus
@@ -52,37 +50,6 @@ def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
     return Overlaps(_duplicates(prompts, similar), _duplicates(safety, similar), leaks, complete)
 
 
-def describe_corpus(corpus: Corpus) -> dict[str, Any]:
-    """Counts by domain, difficulty, split and style, and lengths in words."""
-    prompts = corpus.prompts
-    demonstrations = corpus.demonstrations
-    safety = corpus.safety
-    return {
-        "prompts": {
-            "count": len(prompts),
-            "harmful": sum(p.harmful for p in prompts),
-            "domain": _counts(p.domain for p in prompts),
-            "difficulty": _counts(p.difficulty for p in prompts),
-            "split": _counts(p.split for p in prompts),
-            "heldout_by_domain": _counts(p.domain for p in corpus.heldout),
-            "words": _lengths(p.prompt for p in prompts),
-        },
-        "demonstrations": {
-            "count": len(demonstrations),
-            "domain": _counts(d.domain for d in demonstrations),
-            "style": _counts(d.style or "(none)" for d in demonstrations),
-            "words": _lengths(d.response for d in demonstrations),
-        },
-        "safety": {
-            "count": len(safety),
-            "harmful": sum(p.harmful for p in safety),
-            "harmless": sum(not p.harmful for p in safety),
-            "twins": sum(bool(p.twin) for p in safety),
-            "words": _lengths(p.prompt for p in safety),
-        },
-    }
-
-
 def _leaks(between: Between, trained: Groups, evaluated: Groups, similar: Iterable[tuple[str, str]]) -> list[Leak]:
     exact = [
         Leak(between, trained[text][0], name, True) for text in evaluated if text in trained for name in evaluated[text]
@@ -118,14 +85,3 @@ def _grouped(named: Iterable[tuple[str, str]]) -> Groups:
     for text, name in named:
         groups.setdefault(normalise(text), []).append(name)
     return groups
-
-
-def _counts(names: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))
-
-
-def _lengths(texts: Iterable[str]) -> dict[str, float]:
-    words = [len(text.split()) for text in texts]
-    if not words:
-        return {"min": 0, "median": 0, "mean": 0.0, "max": 0}
-    return {"min": min(words), "median": median(words), "mean": round(mean(words), 1), "max": max(words)}

@@ -1,4 +1,4 @@
-"""Low-rank adapters: several roles on one frozen trunk, one of them active at a time."""
+"""LoRA adapters: several roles on one frozen base model, one of them active at a time."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Switch:
-    """Which adapter the layers of one trunk apply; None is the bare trunk."""
+    """The active adapter of all layers of one base model; None for the base model alone."""
 
     def __init__(self) -> None:
         self.active: str | None = None
@@ -33,7 +33,7 @@ class LoraLinear(nn.Module):
         name = self.switch.active
         if name is None or name not in self.scale:
             return y
-        a = self.a[name].to(x.dtype)
+        a = self.a[name].to(x.dtype)  # [R,in], b [out,R]
         b = self.b[name].to(x.dtype)
         return y + F.linear(F.linear(x, a) * self.scale[name], b)
 
@@ -70,7 +70,7 @@ class Adapters:
         model.requires_grad_(False)
 
     def summary(self) -> dict[str, Any]:
-        """The names of the adapted layers, and their part of all the model's parameters."""
+        """The names of the adapted layers and their share of the model's parameters."""
         names = sorted({name.rpartition(".")[2] for name in self.layers})
         return {
             "modules": names,
@@ -78,8 +78,7 @@ class Adapters:
         }
 
     def add(self, name: str, rank: int, alpha: float, seed: int, last_n_layers: int = 0) -> None:
-        """A new adapter, on the last `last_n_layers` layers or on all, that changes nothing yet: A uniform as in a
-        layer, B zero."""
+        """Add an adapter on the last `last_n_layers` layers or on all; B is zero, so the output does not change yet."""
         draw = torch.Generator().manual_seed(seed)
         for path, layer in self.layers.items():
             if depth(path) < self.depth - (last_n_layers or self.depth):
@@ -93,13 +92,13 @@ class Adapters:
             layer.scale[name] = alpha / rank
 
     def common_depth(self) -> int:
-        """How many layers from the bottom no adapter changes: what every role of this trunk computes alike."""
+        """The number of lowest layers that no adapter changes: all roles share their outputs."""
         touched = [depth(name) for name, layer in self.layers.items() if layer.scale]
         return min(touched, default=0)
 
     @contextmanager
     def acting(self, name: str | None) -> Iterator[None]:
-        """Within the block the trunk speaks as this adapter."""
+        """Activate an adapter within the block."""
         before = self.switch.active
         self.switch.active = name
         try:

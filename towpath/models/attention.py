@@ -16,7 +16,7 @@ NAME = "grouped"
 
 
 class AttentionRefused(ModelError):
-    """A model asks attention for what grouped products do not do."""
+    """The model's attention has a feature that grouped products do not implement."""
 
 
 def grouped(
@@ -38,6 +38,7 @@ def grouped(
     batch, heads, length, width = query.shape
     kv = key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
+    # the G query heads of a key-value head side by side: one product [G*L,S] each, keys and values are not repeated
     q = (query * scale).reshape(batch * kv, heads // kv * length, width)
     k, v = (x.reshape(batch * kv, -1, x.shape[-1]) for x in (key, value))  # values may be narrower than keys (MLA)
     scores = torch.bmm(q, k.transpose(1, 2)).view(batch, heads, length, -1)
@@ -51,7 +52,7 @@ def grouped(
 
 
 def register() -> str:
-    """Make it known to transformers, with the additive mask it takes; its name."""
+    """Register this attention and its additive mask with transformers; returns its name."""
     AttentionInterface.register(NAME, grouped)
     AttentionMaskInterface.register(NAME, eager_mask)
     return NAME

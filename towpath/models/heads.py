@@ -30,7 +30,7 @@ ROWS = 4096
 
 
 def running_mean(states_BTD: Tensor) -> Tensor:
-    """The mean of the states up to each token [B,T,D], which tells an answer's manner better than the last one."""
+    """Mean of the states up to each token [B,T,D]; it predicts an answer's score better than the last state does."""
     count_T = torch.arange(1, states_BTD.shape[1] + 1, device=states_BTD.device)
     return states_BTD.cumsum(1) / count_T[None, :, None]
 
@@ -41,8 +41,8 @@ def random_projection(width: int, device: torch.device) -> Tensor:
 
 
 def random_feature_mean(states_BTD: Tensor) -> Tensor:
-    """That mean, and the sum up to each token of fixed random features of its state [B,T,D+W]: a reward that adds up
-    token by token is linear in such sums, and seldom in the states."""
+    """The running mean, and running sums of fixed random ReLU features of the states [B,T,D+W]: a reward that adds up
+    token by token is linear in such sums, and rarely in the states."""
     width = states_BTD.shape[-1]
     projection_DW = random_projection(width, states_BTD.device)
     unit_BTD = torch.nn.functional.rms_norm(states_BTD, (width,)) / math.sqrt(width)
@@ -50,56 +50,57 @@ def random_feature_mean(states_BTD: Tensor) -> Tensor:
 
 
 class RidgeHead:
-    """A head that is solved for, not stepped: the best linear reading (ridge) of all rows seen, where
-    older rows count less. The ridge is the one that has foretold best what then came. Sums are all it keeps.
+    """A head fitted in closed form: ridge regression on all rows seen, older ones weighted less. The ridge is the
+    one that predicted later rows best. Only sums (X'X, X'y, errors) are stored.
 
-    N rows, E features and a one, R ridges.
-
+    N rows, D features, E = D + 1 with the bias, R ridges.
     """
 
     RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-    """Shares of a feature's own power."""
+    """Relative to the variance of each feature."""
 
     def __init__(self, head: ScalarHead) -> None:
         width = len(head.weight) + 1
         kind = {"dtype": torch.float64, "device": head.weight.device}
         self.head = head
-        self.products_EE, self.moments_E, self.missed_R = (
+        self.products_EE, self.moments_E, self.errors_R = (
             torch.zeros(*size, **kind) for size in ((width, width), (width,), (len(self.RIDGES),))
         )
 
     @torch.no_grad()
     def learn(self, features_ND: Tensor, target_N: Tensor, keep: float = 1.0) -> None:
-        """Judge the ridges by what is new, add that to `keep` of what was there, and solve."""
+        """Score the ridges on new rows before fitting them, decay the sums by `keep`, add the rows, and solve."""
         candidates_ER = self._solved(self.RIDGES) if self.products_EE[-1, -1] > 0 else None
-        for sums in (self.products_EE, self.moments_E, self.missed_R):
+        for sums in (self.products_EE, self.moments_E, self.errors_R):
             sums.mul_(keep)
         for part_ND, part_N in zip(features_ND.split(ROWS), target_N.double().split(ROWS), strict=True):
             part_NE = torch.cat([part_ND.double(), part_N.new_ones(len(part_N), 1)], 1)
             self.products_EE.addmm_(part_NE.T, part_NE)
             self.moments_E.addmv_(part_NE.T, part_N)
             if candidates_ER is not None:
-                self.missed_R += (part_N[:, None] - part_NE @ candidates_ER).square().sum(0)
-        best = self.RIDGES[int(self.missed_R.argmin())] if candidates_ER is not None else 1.0
+                self.errors_R += (part_N[:, None] - part_NE @ candidates_ER).square().sum(0)
+        best = self.RIDGES[int(self.errors_R.argmin())] if candidates_ER is not None else 1.0
         solved_E = self._solved((best,))[:, 0]
         self.head.weight.copy_(solved_E[:-1])
         self.head.bias.copy_(solved_E[-1])
 
     def _solved(self, ridges: Sequence[float]) -> Tensor:
-        """Weights, and the bias, which is not held back, by each ridge [E,R]. Features that never move count for
-        nothing."""
+        """Weights and bias for each ridge [E,R]; the bias is not penalised, constant features get weight 0."""
         count = self.products_EE[-1, -1]
         mean_D = self.products_EE[-1, :-1] / self.products_EE[-1, -1]
+        # covariance from sums, scaled to a unit diagonal so that one ridge suits all features
         spread_DD = self.products_EE[:-1, :-1] - count * torch.outer(mean_D, mean_D)
         power_D = spread_DD.diagonal()
         scale_D = torch.where(power_D > 1e-9 * power_D.max(), power_D.clamp(min=1e-30).rsqrt(), 0.0)
         unit_DD = spread_DD * torch.outer(scale_D, scale_D)
-        told_D = scale_D * (self.moments_E[:-1] - mean_D * self.moments_E[-1])
+        covariance_D = scale_D * (self.moments_E[:-1] - mean_D * self.moments_E[-1])
         identity_DD = torch.eye(len(unit_DD), dtype=unit_DD.dtype, device=unit_DD.device)
         weight_DR = torch.stack(
             [
                 scale_D
-                * torch.cholesky_solve(told_D[:, None], torch.linalg.cholesky(unit_DD + ridge * identity_DD))[:, 0]
+                * torch.cholesky_solve(covariance_D[:, None], torch.linalg.cholesky(unit_DD + ridge * identity_DD))[
+                    :, 0
+                ]
                 for ridge in ridges
             ],
             1,
@@ -107,6 +108,6 @@ class RidgeHead:
         return torch.cat([weight_DR, (self.moments_E[-1] / count - mean_D @ weight_DR)[None]])
 
     def state(self) -> dict[str, Tensor]:
-        """All of it by name: to be copied, or copied into."""
+        """All tensors by name, to be copied or copied into."""
         head = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
-        return head | {"products": self.products_EE, "moments": self.moments_E, "missed": self.missed_R}
+        return head | {"products": self.products_EE, "moments": self.moments_E, "missed": self.errors_R}

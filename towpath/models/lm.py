@@ -1,6 +1,6 @@
 """Hidden states of packed rows, and log-probabilities of chosen tokens without a full logits tensor.
 
-P lines, L tokens of a line, S places in all lines, N that are read, D width, V vocabulary.
+P packed sequences of L positions, S = P * L, T of them hold tokens, N are read, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,52 +17,52 @@ from towpath.models.packed_batch import PackedBatch, masks
 
 
 def pack_rows(model: Any, rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:
-    """Rows laid into lines as this model's layers read them best: at most `width` wide, or a line to each row."""
+    """Pack rows into sequences of at most `width` tokens; one row a sequence where the layers need no padding."""
     return pack(rows, pad, 0 if layers.is_supported(model) else width)
 
 
-def hidden(model: Any, lines: PackedBatch, read_N: Tensor) -> Tensor:
-    """Last hidden states [N,D], after the final norm, of the tokens that are read: their places in the lines, one
-    line after the other."""
-    return _through(model, lines, slice(None), read_N)
+def hidden(model: Any, packed: PackedBatch, read_N: Tensor) -> Tensor:
+    """Last hidden states [N,D], after the final norm, at the positions `read_N` of the flattened batch."""
+    return _through(model, packed, slice(None), read_N)
 
 
-def run_lower_layers(model: Any, lines: PackedBatch, depth: int) -> Tensor:
-    """The states of all places that the layers from `depth` on read [S,D]."""
-    return _through(model, lines, slice(0, depth), None)
+def run_lower_layers(model: Any, packed: PackedBatch, depth: int) -> Tensor:
+    """The input [S,D] of layer `depth` at every position."""
+    return _through(model, packed, slice(0, depth), None)
 
 
-def run_upper_layers(model: Any, states_PLD: Tensor, lines: PackedBatch, depth: int, read_N: Tensor) -> Tensor:
-    """`hidden`, begun at states that `below` gave, laid into lines."""
-    return _through(model, lines, slice(depth, None), read_N, states_PLD)
+def run_upper_layers(model: Any, states_PLD: Tensor, packed: PackedBatch, depth: int, read_N: Tensor) -> Tensor:
+    """`hidden`, resumed at layer `depth` from the output of `run_lower_layers`."""
+    return _through(model, packed, slice(depth, None), read_N, states_PLD)
 
 
 def _through(
-    model: Any, lines: PackedBatch, part: slice, read_N: Tensor | None, states_PLD: Tensor | None = None
+    model: Any, packed: PackedBatch, part: slice, read_N: Tensor | None, states_PLD: Tensor | None = None
 ) -> Tensor:
-    """By the layers written out in `models.cpu.layers` where they fit, else by the model's own."""
+    """Run some layers: those of `models.cpu.layers` where they support the model, else its own."""
     body = model.base_model
     if not layers.is_supported(model):
-        mask = masks(model.config, lines, model.dtype)
-        inputs = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
+        mask = masks(model.config, packed, model.dtype)
+        inputs = {"input_ids": packed.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, nn.Identity() if read_N is None else body.norm):
             out = body(
-                attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **inputs
+                attention_mask=mask, position_ids=packed.position_PL, use_cache=False, **inputs
             ).last_hidden_state.flatten(0, 1)
         return out if read_N is None else out[read_N]
-    place_T = (lines.segment_PL > 0).flatten().nonzero()[:, 0]
+    # padding has segment 0: only the T real tokens go through the layers
+    place_T = (packed.segment_PL > 0).flatten().nonzero()[:, 0]
     if states_PLD is None:
-        begun_TD: Tensor = _Lookup.apply(
-            body.embed_tokens.weight, lines.ids_PL.flatten()[place_T], body.embed_tokens.padding_idx
+        begun_TD: Tensor = _Embedding.apply(
+            body.embed_tokens.weight, packed.ids_PL.flatten()[place_T], body.embed_tokens.padding_idx
         )  # pyright: ignore[reportAssignmentType]
     else:
         begun_TD = states_PLD.flatten(0, 1)[place_T]
-    return layers.run_layers(model, begun_TD, lines, part, read_N)
+    return layers.run_layers(model, begun_TD, packed, part, read_N)
 
 
-class _Lookup(torch.autograd.Function):
-    """The states that tokens begin with. What a token's places say of its row is summed in float32 at least: a
-    comma's are hundreds. The pad token's row learns nothing here, as in torch's own embedding."""
+class _Embedding(torch.autograd.Function):
+    """Embedding lookup whose gradient is summed in float32 at least: a comma occurs hundreds of times in a batch. The
+    row of the pad token gets no gradient, as in torch's own embedding."""
 
     @staticmethod
     def forward(ctx: Any, weight_VD: Tensor, ids_T: Tensor, pad: int | None) -> Tensor:
@@ -73,16 +73,17 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ids_U, place_T = ctx.saved_tensors[0].unique(return_inverse=True)
+        # U distinct tokens; position_T says which of them each position holds
+        ids_U, position_T = ctx.saved_tensors[0].unique(return_inverse=True)
         wide = torch.promote_types(grad_TD.dtype, torch.float32)
-        sums_UD = grad_TD.new_zeros(len(ids_U), ctx.shape[1], dtype=wide).index_add_(0, place_T, grad_TD.to(wide))
+        sums_UD = grad_TD.new_zeros(len(ids_U), ctx.shape[1], dtype=wide).index_add_(0, position_T, grad_TD.to(wide))
         sums_UD[ids_U == (-1 if ctx.pad is None else ctx.pad)] = 0
         return grad_TD.new_zeros(ctx.shape).index_copy_(0, ids_U, sums_UD.to(grad_TD.dtype)), None, None
 
 
 @contextmanager
 def _only(body: Any, part: slice, norm: nn.Module) -> Iterator[None]:
-    """Within the block the model's body has some of its layers alone."""
+    """Within the block the model has only some of its layers, and another final norm."""
     layers = body.layers
     last = body.norm
     body.layers = layers[part]
@@ -102,56 +103,59 @@ def token_logprobs(
     entropy: bool = True,
     chunk: int = 256,
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and, where asked, entropy (without gradient) at each position, a chunk of logits at a time:
-    small enough a chunk that what is done to it finds it in the processor's cache."""
+    """log p(target) and, if `entropy`, the entropy (without gradient) at each position.
+
+    Logits [chunk,V] are made a chunk at a time: the full [N,V] never exists, and a chunk fits the processor's cache.
+    """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad):
-        return _Reading.apply(hidden_ND, head_VD, target_N, temperature, entropy, chunk)  # pyright: ignore[reportReturnType]
-    return _read(hidden_ND, head_VD, target_N, temperature, entropy, chunk)
+        return _TokenLogprobs.apply(hidden_ND, head_VD, target_N, temperature, entropy, chunk)  # pyright: ignore[reportReturnType]
+    return _token_logprobs(hidden_ND, head_VD, target_N, temperature, entropy, chunk)
 
 
-def _read(
+def _token_logprobs(
     hidden_ND: Tensor,
     head_VD: Tensor,
     target_N: Tensor,
     temperature: float,
     entropy: bool,
     chunk: int,
-    place_NV: Tensor | None = None,
+    slope_NV: Tensor | None = None,
     keep: Callable[[slice, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy, zeros where it is not asked for. What the way back needs, p less one at the target,
-    is left in its place or shown to `keep` chunk by chunk [n,V], where either is given."""
+    """log p(target) and entropy (zeros if not wanted). For the backward pass, softmax minus one-hot is written to
+    `slope_NV`, or passed to `keep` chunk by chunk [n,V]."""
     logp_N = hidden_ND.new_zeros(len(target_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
     entropy_N = torch.zeros_like(logp_N)
     ops = kernels.dispatch(hidden_ND)
-    needs_grad = place_NV is not None or keep is not None
+    needs_grad = slope_NV is not None or keep is not None
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
-        logits = torch.mm(hidden_ND[part], head_VD.T, out=None if place_NV is None else place_NV[part])
-        logp_N[part], told_N = ops.token_logprobs(logits, target_N[part], temperature, entropy, needs_grad)
-        if told_N is not None:
-            entropy_N[part] = told_N
+        logits = torch.mm(hidden_ND[part], head_VD.T, out=None if slope_NV is None else slope_NV[part])  # [n,V]
+        # overwrites the logits with softmax - onehot where a gradient is needed
+        logp_N[part], entropy_n = ops.token_logprobs(logits, target_N[part], temperature, entropy, needs_grad)
+        if entropy_n is not None:
+            entropy_N[part] = entropy_n
         if keep is not None:
             keep(part, logits)
     return logp_N, entropy_N
 
 
-class _Reading(torch.autograd.Function):
-    """The gradient of log p(target) by the logits is (one-hot - p) / temperature. With a head that learns it is kept,
-    in the states' own
-    precision: the way back needs neither the logits again nor a float32 copy of them. With a frozen head its
-    product with the head is
-    known at once, and [N,D] is all that is kept."""
+class _TokenLogprobs(torch.autograd.Function):
+    """The gradient of log p(target) with respect to the logits is (onehot - softmax) / temperature.
+
+    With a trained head it is saved [N,V] in the dtype of the states, so that the backward pass does not recompute the
+    logits. With a frozen head its product with the head, [N,D], is all that is saved.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, wanted: bool, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        ctx.learns = ctx.needs_input_grad[1]
+        ctx.head_trains = ctx.needs_input_grad[1]
         ctx.temperature = temperature
         saved = torch.empty(
             len(target_N),
-            len(head_VD) if ctx.learns else hidden_ND.shape[1],
+            len(head_VD) if ctx.head_trains else hidden_ND.shape[1],
             dtype=hidden_ND.dtype,
             device=hidden_ND.device,
         )
@@ -159,8 +163,8 @@ class _Reading(torch.autograd.Function):
         def keep(part: slice, slope_NV: Tensor) -> None:
             torch.mm(slope_NV, head_VD, out=saved[part])
 
-        room = (saved, None) if ctx.learns else (None, keep)
-        logp, entropy = _read(hidden_ND, head_VD, target_N, temperature, wanted, chunk, *room)
+        room = (saved, None) if ctx.head_trains else (None, keep)
+        logp, entropy = _token_logprobs(hidden_ND, head_VD, target_N, temperature, wanted, chunk, *room)
         ctx.save_for_backward(saved, hidden_ND, head_VD)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
@@ -171,7 +175,7 @@ class _Reading(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         saved, hidden_ND, head_VD = ctx.saved_tensors
         share_N1 = (grad_N / -ctx.temperature)[:, None]
-        if not ctx.learns:
+        if not ctx.head_trains:
             return (share_N1 * saved).to(hidden_ND.dtype), None, None, None, None, None
         by_hidden = (share_N1 * (saved @ head_VD)).to(hidden_ND.dtype) if ctx.needs_input_grad[0] else None
         return by_hidden, saved.T @ (share_N1 * hidden_ND).to(saved.dtype), None, None, None, None

@@ -1,6 +1,6 @@
-"""Rows packed into lines, as models read them; and which lines attention takes together.
+"""Rows packed into sequences, as models read them, their attention masks, and buckets of similar length.
 
-P lines, L tokens of a line.
+P packed sequences, L positions of each.
 """
 
 import functools
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-APART = 12_000
-"""Cells of attention's squares that cost as much as one more call for some of the lines; a flat optimum, 5,000 and
-20,000 do as well."""
+CALL_COST = 12_000
+"""Cost of one more attention call, in cells of the score matrix; 5,000 and 20,000 are as fast."""
 
 
 class PackedBatch(NamedTuple):
-    """Rows packed into lines, see `data.batch.Packed`."""
+    """Tensors of packed rows, see `data.batch.Packed`."""
 
     ids_PL: Tensor
     position_PL: Tensor
@@ -27,8 +26,7 @@ class PackedBatch(NamedTuple):
 
 
 def window_of(config: Any) -> int | None:
-    """How many tokens some of a model's layers look back, the token itself included; None where all look back to the
-    start."""
+    """The sliding window of a model's attention in tokens, itself included; None where all layers attend fully."""
     kinds = getattr(config, "layer_types", None)
     if getattr(config, "use_sliding_window", True) is False or (kinds and "sliding_attention" not in kinds):
         return None
@@ -36,25 +34,25 @@ def window_of(config: Any) -> int | None:
 
 
 def by_layer(config: Any, whole: Tensor, windowed: Tensor) -> Tensor | dict[str, Tensor]:
-    """Masks as a model with a sliding window takes them: one for all layers, or one for each kind of layer."""
+    """The masks that a model with a sliding window expects: one for all layers, or one a kind of layer."""
     if not getattr(config, "layer_types", None):
         return windowed
     return {"full_attention": whole, "sliding_attention": windowed}
 
 
-def masks(config: Any, lines: PackedBatch, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """The masks of packed rows; a window matters where rows are longer than it."""
-    whole = attention_mask(lines.segment_PL, dtype, lines.parent_PL)
+def masks(config: Any, packed: PackedBatch, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """Attention masks of packed rows; the window matters only where rows are longer."""
+    whole = attention_mask(packed.segment_PL, dtype, packed.parent_PL)
     window = window_of(config)
-    if window is None or int(lines.position_PL.max()) < window:
+    if window is None or int(packed.position_PL.max()) < window:
         return whole
-    apart_PLL = lines.position_PL[:, :, None] - lines.position_PL[:, None, :]
+    # distance of every query from every key
+    apart_PLL = packed.position_PL[:, :, None] - packed.position_PL[:, None, :]
     return by_layer(config, whole, whole.masked_fill(apart_PLL[:, None] >= window, torch.finfo(dtype).min))
 
 
 def windowed(config: Any, mask: Tensor, end: int) -> Tensor | dict[str, Tensor]:
-    """The additive mask [B,1,Q,S] of queries up to column `end`, as a model with a sliding window takes it; a row's
-    columns lie side by side."""
+    """The additive mask [B,1,Q,S] of the last Q of `end` columns, in the form a model with a sliding window expects."""
     window = window_of(config)
     if window is None or end <= window:
         return mask
@@ -65,13 +63,13 @@ def windowed(config: Any, mask: Tensor, end: int) -> Tensor | dict[str, Tensor]:
 
 @functools.cache
 def cache_name(body: type) -> str:
-    """What a model calls its cache: transformers 5.24 gave it a shorter name."""
+    """The name of a model's cache argument, which transformers 5.24 shortened."""
     return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def attention_mask(segment_PL: Tensor, dtype: torch.dtype, parent_PL: Tensor | None = None) -> Tensor:
-    """Additive causal mask [P,1,L,L]: a token sees itself and what came before it in its own segment and in its
-    parent."""
+    """Additive causal mask [P,1,L,L]: a token attends to earlier tokens of its own segment and of the parent segment
+    (the shared prompt of a group)."""
     length = segment_PL.shape[1]
     visible = segment_PL[:, :, None] == segment_PL[:, None, :]
     if parent_PL is not None:
@@ -82,12 +80,13 @@ def attention_mask(segment_PL: Tensor, dtype: torch.dtype, parent_PL: Tensor | N
 
 
 def length_buckets(lengths: Sequence[int]) -> list[slice]:
-    """Neighbouring lines that attention takes together, each as wide as their longest: the cut that costs least."""
+    """Split sequences, in their order, into the buckets that attention computes at least cost; each bucket is padded to
+    its longest sequence. Dynamic programming over the end of the last bucket."""
     least = np.zeros(len(lengths) + 1)
     begins = [0] * (len(lengths) + 1)
     for end in range(1, len(lengths) + 1):
         widest = np.maximum.accumulate(lengths[:end][::-1])[::-1]
-        costs = least[:end] + APART + np.arange(end, 0, -1) * widest**2
+        costs = least[:end] + CALL_COST + np.arange(end, 0, -1) * widest**2
         begins[end] = int(costs.argmin())
         least[end] = costs[begins[end]]
     buckets = []

@@ -97,7 +97,7 @@ def status_lines(status: RunStatus) -> list[str]:
         verdicts = "; ".join(_gate_summary(gate) for gate in row["gates"])
         lines.append(f"{row['name']:<12} {row['state']:<12} {verdicts}".rstrip())
     if status.waiting_for:
-        lines.append(f"waits for: {status.waiting_for}")
+        lines.append(f"waiting for: {status.waiting_for}")
     for finding in status.findings:
         if finding["code"] != NO_JUDGE_CODE:  # the first line reports it
             lines.append(f"{finding['severity']}: {finding['code']}: {finding['evidence']}")

@@ -20,9 +20,3 @@ def acknowledge(connection: Connection, rater: str, version: int) -> None:
     ledger.upsert(
         connection, schema.acknowledgements, [{"rater": rater, "version": version, "at": tallies.timestamp()}]
     )
-
-
-def never_acknowledged(connection: Connection, rater: str) -> bool:
-    """Return whether a rater has acknowledged no version yet."""
-    table = schema.acknowledgements
-    return not connection.scalar(select(func.count()).select_from(table).where(table.c.rater == rater))

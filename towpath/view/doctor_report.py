@@ -21,7 +21,7 @@ from towpath.view.foreign.names import Kind
 from towpath.view.format import number
 from towpath.view.html import render
 
-SEVERITIES = {"critical": "critical", "warning": "warning", "info": "to know"}
+SEVERITIES = {"critical": "critical", "warning": "warning", "info": "info"}
 TONES = {"critical": "fail", "error": "fail", "warning": "undecided", "info": "quiet"}
 MAIN_METRICS: dict[Kind, tuple[str, ...]] = {
     "policy": ("reward", "kl", "entropy", "length", "grad_norm"),
@@ -91,7 +91,7 @@ def count_findings(findings: Sequence[Finding]) -> str:
         plural = "s" if severity == "warning" and count > 1 else ""
         if count:
             parts.append(f"{count} {word}{plural}")
-    return ", ".join(parts) or "nothing found"
+    return ", ".join(parts) or "no findings"
 
 
 def _severity(finding: Finding) -> str:
@@ -141,7 +141,7 @@ def _basis(diagnosis: Diagnosis, width: int) -> Iterator[str]:
     parts = [
         ("not checked", list(diagnosis.missing_signals)),
         ("note", list(log.notes)),
-        ("taken", [", ".join(taken)] if taken else []),
+        ("mapped", [", ".join(taken)] if taken else []),
         ("not used", [", ".join(log.unused)] if log.unused else []),
         ("unknown", [", ".join(log.unknown)] if log.unknown else []),
     ]
@@ -291,7 +291,7 @@ def _chart(log: Log, name: str, references: tuple[ReferenceLine, ...]) -> Chart:
         series,
         references if series else (),
         form="percent" if form(name) == "percent" else "number",
-        note=f"No finite number at {not_finite} steps." if not_finite else "",
+        note=f"Not finite at {not_finite} steps." if not_finite else "",
     )
 
 

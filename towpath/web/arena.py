@@ -87,7 +87,7 @@ def create(
         )
     made = create_arena(store, run, ArenaSpec(one, other, prompts, threshold / 100, overlap / 100), account.name)
     store.submit_write(
-        audit.record, account.name, "begin arena", str(made.number), after={"one": one, "other": other}
+        audit.record, account.name, "start arena", str(made.number), after={"one": one, "other": other}
     ).result()
     return _redirect(made.number)
 

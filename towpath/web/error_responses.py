@@ -20,11 +20,11 @@ LOG = logging.getLogger("towpath.web")
 
 MESSAGES = {
     400: ("Bad request", "The server could not read this request."),
-    404: ("No such page", "There is no page at this address."),
-    405: ("Not allowed", "This address does not accept this method."),
-    408: ("Too slow", "The request did not arrive in time. Try again."),
+    404: ("Page not found", "There is no page at this address."),
+    405: ("Method not allowed", "This address does not accept this method."),
+    408: ("Request timeout", "The request did not arrive in time. Try again."),
     411: ("Bad request", "A request needs a Content-Length."),
-    413: ("Too large", "The request is larger than this page accepts."),
+    413: ("Request too large", "The request is larger than this page accepts."),
 }
 
 
@@ -99,7 +99,7 @@ def rate_limited(request: Request, error: Exception) -> Response:
 
 
 def _not_allowed(request: Request, _error: Exception) -> Response:
-    return error_response(request, 403, "No access", "Your account may not do this.")
+    return error_response(request, 403, "No access", "Your account does not have permission for this.")
 
 
 def _too_many(request: Request, error: Exception) -> Response:

@@ -65,7 +65,7 @@ def compare_page(
         known=metrics,
         displayed=displayed,
         differing=compare.by_section(differences),
-        endings=[(label, [final[name].get(label, "–") for name in selected]) for label in labels],
+        results=[(label, [final[name].get(label, "–") for name in selected]) for label in labels],
         most=compare.MAX_RUNS,
     )
 

@@ -39,8 +39,8 @@ TWO_DAYS = 172_800.0
 
 NO_TASK_MESSAGES = {
     "paused": ("Rating is paused", "The owner has paused rating. This page checks again every few seconds."),
-    "spent": ("The budget is used up", "The hours budgeted for rating are used up. Thank you for your work."),
-    "empty": ("Nothing to rate", "You have rated every waiting pair. This page checks again every few seconds."),
+    "spent": ("The budget is used up", "The hours budgeted for rating are used up."),
+    "empty": ("Nothing to rate", "You have rated all available pairs. This page checks again every few seconds."),
 }
 
 

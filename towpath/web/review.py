@@ -95,7 +95,7 @@ def review_answer(
 def retract_all(request: Request, account: Owner, store: StoreDependency, rater: Field) -> Response:
     """Retract all judgements of a rater."""
     _run_audited(
-        store, account, "take out", rater, {}, lambda connection: takeouts.retract_all(connection, rater, account.name)
+        store, account, "retract judgements", rater, {}, lambda connection: takeouts.retract_all(connection, rater, account.name)
     )
     request.app.state.rater_reports.invalidate()
     return _redirect("/owner#takeouts")
@@ -107,7 +107,7 @@ def restore(
 ) -> Response:
     """Restore a bulk retraction."""
     _run_audited(
-        store, account, "restore take-out", str(number), {}, lambda connection: takeouts.restore(connection, number)
+        store, account, "restore judgements", str(number), {}, lambda connection: takeouts.restore(connection, number)
     )
     request.app.state.rater_reports.invalidate()
     return _redirect("/owner#takeouts")

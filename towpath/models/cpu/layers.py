@@ -1,9 +1,10 @@
-"""The layers of Llama's family, forward and back, written out: one node of the graph a layer, products of what reads
-the same states stacked into one, adapters added by accumulating products, `kernels` between the products. Held to
-transformers' own layers by a test.
+"""Decoder layers of the Llama family with a hand-written backward pass: one autograd node a layer, linear layers of
+one input stacked into one product, LoRA added in place, `kernels` between the products. A test compares them with the
+layers of transformers.
 
-T tokens, N of them read, D width, H query heads and K key-value heads of width W, R rank. For attention alone tokens
-lie in the S places of lines, P lines of L side by side.
+T tokens, N outputs of a linear layer (or tokens that are read, in `rows_N`, `read_N`), D hidden size, H query heads
+and K key-value heads of width W, R rank. Linear layers see tokens only; attention sees P packed sequences of L
+positions, S = P * L.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +26,7 @@ FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 
 
 def is_supported(model: Any) -> bool:
-    """Whether this file knows the model's layers, grouped products are what its attention is asked to be, and it
-    runs where they are fast."""
+    """Whether these layers can replace the model's: a known family, grouped attention, on a CPU."""
     config = model.config
     layers = getattr(model.base_model, "layers", ())
     return (
@@ -41,7 +41,7 @@ def is_supported(model: Any) -> bool:
 
 
 class LoraWeights(NamedTuple):
-    """An adapter's A [R,D] and scaled B [R,N] for a product."""
+    """A [R,D] and scaled B [R,N] of an adapter, for the product x A' B."""
 
     name: str
     a: Tensor
@@ -49,8 +49,8 @@ class LoraWeights(NamedTuple):
 
 
 class Stack:
-    """Linear layers that read the same states, as one product. Their weights become views of one tensor: nothing is
-    held twice, and whoever writes to a layer's weight has written to the stack."""
+    """Linear layers with the same input, computed as one product. Their weights become views of one tensor: no second
+    copy, and an in-place update of a layer's weight updates the stack."""
 
     def __init__(self, *linears: nn.Module) -> None:
         self.linears = linears
@@ -59,13 +59,13 @@ class Stack:
         self.begins = [0, *self.ends[:-1]]
         self.whole = self.bases[0].weight.detach()
         self.packed: Tensor | None = None
-        """The weights as the processor reads them fastest, while nothing learns."""
+        """Weights reordered for oneDNN, while sampling."""
 
     def weight(self) -> Tensor:
-        """[N,D] of all layers."""
+        """The stacked weights [N,D]; stacked again if a layer's weight was replaced."""
         places = [self.whole[begin:end].data_ptr() for begin, end in zip(self.begins, self.ends, strict=True)]
         if places != [base.weight.data_ptr() for base in self.bases]:
-            with torch.inference_mode(False):  # drawing may come first, training after
+            with torch.inference_mode(False):  # sampling may come first, training after
                 self.whole = torch.cat([base.weight.detach() for base in self.bases])
             for base, begin, end in zip(self.bases, self.begins, self.ends, strict=True):
                 base.weight.data = self.whole[begin:end]
@@ -75,13 +75,13 @@ class Stack:
         return None if self.bases[0].bias is None else torch.cat([base.bias.detach() for base in self.bases])
 
     def adapter(self) -> str | None:
-        """The adapter that is active and present here."""
+        """The active adapter, if these layers have it."""
         first: Any = self.linears[0]
         name = first.switch.active if isinstance(first, LoraLinear) else None
         return name if name is not None and name in first.scale else None  # pyright: ignore[reportAttributeAccessIssue]
 
     def lora_weights(self, dtype: torch.dtype) -> LoraWeights | None:
-        """The adapters' A one above the other, and their B as blocks."""
+        """The layers' A stacked [R,D], and their B as a block diagonal [R,N]."""
         name = self.adapter()
         if name is None:
             return None
@@ -96,7 +96,7 @@ class Stack:
         return LoraWeights(name, a.to(dtype), b.to(dtype))
 
     def trained_weights(self) -> list[Tensor]:
-        """Weights that may learn, in the order `back` gives their gradients in."""
+        """Trainable weights, in the order of `weight_grads`."""
         name = self.adapter()
         layers = list[Any](self.linears)
         if name is not None:
@@ -107,22 +107,23 @@ class Stack:
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x_TD, self.packed, self.bias(), "none", [], "")
         y_TN = F.linear(x_TD, self.weight(), self.bias())
+        # y += (x A') B, without a temporary [T,N]
         return y_TN if lora is None else y_TN.addmm_(x_TD @ lora.a.T, lora.b)
 
     def input_grad(self, grad_TN: Tensor, lora: LoraWeights | None) -> tuple[Tensor, Tensor | None]:
-        """The gradients by the states, and by what an adapter makes of them [T,R]."""
+        """The gradient of the input [T,D], and of the adapter's hidden states [T,R]."""
         grad_TD = grad_TN @ self.weight()
         narrow_TR = self.lora_down(grad_TN, lora)
         return grad_TD if lora is None or narrow_TR is None else grad_TD.addmm_(narrow_TR, lora.a), narrow_TR
 
     def lora_down(self, grad_TN: Tensor, lora: LoraWeights | None) -> Tensor | None:
-        """The second of them alone."""
+        """The gradient of the adapter's hidden states alone [T,R]."""
         return None if lora is None else grad_TN @ lora.b.T
 
     def weight_grads(
         self, grad_TN: Tensor, x_TD: Tensor, lora: LoraWeights | None, narrow_TR: Tensor | None
     ) -> list[Tensor]:
-        """The gradients by what learns."""
+        """The gradients of `trained_weights`."""
         if lora is None or narrow_TR is None:
             return self._by_weights(grad_TN, x_TD)
         return self._by_adapter(lora.name, narrow_TR.T @ x_TD, grad_TN.T @ (x_TD @ lora.a.T))
@@ -133,19 +134,19 @@ class Stack:
 
     def _by_adapter(self, name: str, by_a: Tensor, by_b: Tensor) -> list[Tensor]:
         layers: Any = self.linears
-        found_a = []
-        found_b = []
+        grads_a = []
+        grads_b = []
         row = 0
         for layer, begin, end in zip(layers, self.begins, self.ends, strict=True):
             part = slice(row, row := row + len(layer.a[name]))
-            found_a.append(by_a[part].to(layer.a[name].dtype))
-            found_b.append(by_b[begin:end, part].to(layer.b[name].dtype) * layer.scale[name])
-        return found_a + found_b
+            grads_a.append(by_a[part].to(layer.a[name].dtype))
+            grads_b.append(by_b[begin:end, part].to(layer.b[name].dtype) * layer.scale[name])
+        return grads_a + grads_b
 
 
 class AttentionBlock(NamedTuple):
-    """PackedBatch that attention takes together: angles and mask of every place, and the token each line begins with,
-    after the last the one that would come next. Only attention works on what is no token."""
+    """Packed sequences of similar length that attention computes together, padded to the longest: rotary angles and
+    mask of every position, and where each sequence begins among the tokens, with the end of the last."""
 
     rotary: RotaryCache
     mask: Tensor
@@ -169,7 +170,7 @@ class Layer:
         self.stacks = (self.qkv, self.out, self.inner, self.down)
 
     def trained_weights(self) -> list[Tensor]:
-        """Every weight that may learn under the active adapter."""
+        """Every trainable weight under the active adapter."""
         weights = [weight for stack in self.stacks for weight in stack.trained_weights()]
         return weights if self.qkv.adapter() is not None else [*weights, *(norm.weight for norm in self.norms)]
 
@@ -182,38 +183,41 @@ class Layer:
     def forward(
         self, x_TD: Tensor, blocks: list[AttentionBlock], rows_N: Tensor | None = None, cache_layer: Any = None
     ) -> tuple[Tensor, list[LoraWeights | None], tuple[Tensor, ...]]:
-        """The layer's output, of some rows alone where they are named, and what the way back needs; with a layer of
-        a cache, keys and values join those it has cache_layer."""
+        """The layer's output (of `rows_N` only, if given), the LoRA weights, and the tensors the backward pass needs.
+        With a layer of a KV cache, keys and values are appended to it."""
         first, second = self.norms
         ops = kernels.dispatch(x_TD)
+        # attention: x + out(attend(qkv(norm(x))))
         loras = [stack.lora_weights(x_TD.dtype) for stack in self.stacks]
         n1_TD, s1_T1 = ops.rms_norm(x_TD, first.weight.detach(), first.variance_epsilon)
         qkv = self.qkv.forward(n1_TD, loras[0])
-        saved = ()
+        saved: tuple[Tensor, ...] = ()
         if hasattr(cache_layer, "column"):
             mixed_TD = ops.decode_attention(qkv, blocks[0].rotary, blocks[0].mask, *cache_layer.column(), self.heads)
         else:
             mixed_TD = qkv.new_empty(len(qkv), self.heads * self.width)
             saved = tuple(part for block in blocks for part in self._attend(qkv, block, cache_layer, mixed_TD))
-        if rows_N is not None:
+        if rows_N is not None:  # the last layer: from here on only the tokens that are read
             mixed_TD = mixed_TD[rows_N]
             x_TD = x_TD[rows_N]
         y_TD = self.out.forward(mixed_TD, loras[1]).add_(x_TD)
+        # MLP: y + down(silu(gate) * up)
         n2_TD, s2_T1 = ops.rms_norm(y_TD, second.weight.detach(), second.variance_epsilon)
         inner = self.inner.forward(n2_TD, loras[2])
         z_TD = self.down.forward(ops.swiglu(inner), loras[3]).add_(y_TD)
         return z_TD, loras, (s1_T1, *saved, mixed_TD, y_TD, s2_T1, inner)
 
     def _attend(self, qkv: Tensor, block: AttentionBlock, cache_layer: Any, out_TD: Tensor) -> tuple[Tensor, ...]:
-        """What attention gives the tokens of a block, into their rows; queries, keys, values and weights."""
-        lines = block.mask.shape[0]
+        """Attention over a block, written to its rows of `out_TD`; returns queries, keys, values and weights."""
+        sequences = block.mask.shape[0]
         ops = kernels.dispatch(qkv)
         q, k, v = ops.rotate_and_split_qkv(qkv, block.rotary, block.begin_P1, self.heads, self.key_heads)
         if cache_layer is not None:
             k, v = (
                 x.flatten(0, 1)
-                for x in cache_layer.update(*(x.view(lines, self.key_heads, -1, self.width) for x in (k, v)))
+                for x in cache_layer.update(*(x.view(sequences, self.key_heads, -1, self.width) for x in (k, v)))
             )
+        # [P*K, G*L, W] by [P*K, W, S]: the G query heads of a key-value head share one product
         weights = ops.masked_softmax(torch.bmm(q, k.transpose(1, 2)), block.mask, self.heads)
         ops.merge_heads(torch.bmm(weights, v), block.begin_P1, self.heads, out_TD)
         return q, k, v, weights
@@ -221,7 +225,7 @@ class Layer:
     def attention_backward(
         self, by_mixed_TD: Tensor, block: AttentionBlock, saved: list[Tensor], out_TN: Tensor
     ) -> None:
-        """The way back from what attention gave a block's tokens to what it was given, into their rows."""
+        """Backward pass of `_attend`: the gradient of qkv, written to the block's rows of `out_TN`."""
         q, k, v, weights = saved
         ops = kernels.dispatch(by_mixed_TD)
         by_mixed = ops.split_heads(by_mixed_TD, block.begin_P1, block.mask.shape[2], self.heads, self.key_heads)
@@ -237,7 +241,7 @@ class Layer:
 
 
 class _Node(torch.autograd.Function):
-    """A layer in the graph: what it saves is what its way back cannot make again by a multiplication."""
+    """A layer as one autograd node; norms and activations are recomputed in the backward pass, products are saved."""
 
     @staticmethod
     def forward(
@@ -258,22 +262,24 @@ class _Node(torch.autograd.Function):
         lora_qkv, lora_out, lora_inner, lora_mlp = ctx.loras
         ops = kernels.dispatch(x)
         grad_TD = grad_TD.contiguous()
-        below = ctx.needs_input_grad[0]
-        learns = any(ctx.needs_input_grad[4:])
-        whole = learns and lora_qkv is None
+        below = ctx.needs_input_grad[0]  # layers below need a gradient
+        trains = any(ctx.needs_input_grad[4:])
+        full = trains and lora_qkv is None  # all weights train, norms too
         first, second = (norm.weight.detach() for norm in layer.norms)
 
+        # MLP; `by_x` is the gradient of x, `narrow` that of the adapter's hidden states [T,R]
         by_acted, narrow = layer.down.input_grad(grad_TD, lora_mlp)
         acted, by_inner = ops.swiglu_backward(by_acted, inner)
-        by_down = layer.down.weight_grads(grad_TD, acted, lora_mlp, narrow) if learns else []
+        by_down = layer.down.weight_grads(grad_TD, acted, lora_mlp, narrow) if trains else []
         by_n2, narrow = layer.inner.input_grad(by_inner, lora_inner)
         by_in = (
-            layer.inner.weight_grads(by_inner, ops.apply_rms_norm(y, s2, second), lora_inner, narrow) if learns else []
+            layer.inner.weight_grads(by_inner, ops.apply_rms_norm(y, s2, second), lora_inner, narrow) if trains else []
         )
-        by_y, by_second = ops.rms_norm_backward(by_n2, y, s2, second, grad_TD, whole)
+        by_y, by_second = ops.rms_norm_backward(by_n2, y, s2, second, grad_TD, full)
 
+        # attention
         by_mixed, narrow = layer.out.input_grad(by_y, lora_out)
-        by_out = layer.out.weight_grads(by_y, mixed, lora_out, narrow) if learns else []
+        by_out = layer.out.weight_grads(by_y, mixed, lora_out, narrow) if trains else []
         if ctx.rows_N is not None:
             by_mixed, by_y = (
                 part.new_zeros(len(x), part.shape[1]).index_add_(0, ctx.rows_N, part) for part in (by_mixed, by_y)
@@ -283,31 +289,31 @@ class _Node(torch.autograd.Function):
             layer.attention_backward(by_mixed, block, attention[4 * number : 4 * number + 4], by_qkv)
         by_x = None
         by_first = None
-        if below or whole:
+        if below or full:
             by_n1, narrow = layer.qkv.input_grad(by_qkv, lora_qkv)
-            by_x, by_first = ops.rms_norm_backward(by_n1, x, s1, first, by_y, whole)
+            by_x, by_first = ops.rms_norm_backward(by_n1, x, s1, first, by_y, full)
         else:
             narrow = layer.qkv.lora_down(by_qkv, lora_qkv)
-        by_heads = layer.qkv.weight_grads(by_qkv, ops.apply_rms_norm(x, s1, first), lora_qkv, narrow) if learns else []
-        grads = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
-        return by_x if below else None, None, None, None, *grads, *((by_first, by_second) if whole else ())
+        by_heads = layer.qkv.weight_grads(by_qkv, ops.apply_rms_norm(x, s1, first), lora_qkv, narrow) if trains else []
+        grads = [*by_heads, *by_out, *by_in, *by_down] if trains else [None] * len(ctx.needs_input_grad[4:])
+        return by_x if below else None, None, None, None, *grads, *((by_first, by_second) if full else ())
 
 
 def layers_of(model: Any) -> list[Layer]:
-    """The model's layers; their stacked weights are saved with the model."""
+    """The model's layers, cached on the model with their stacked weights."""
     saved = model.__dict__.get("_decoder")
     if saved is None or saved[0].qkv.linears[0] is not model.base_model.layers[0].self_attn.q_proj:
         object.__setattr__(model, "_decoder", [Layer(layer) for layer in model.base_model.layers])
     return model._decoder
 
 
-def run_layers(model: Any, x_TD: Tensor, lines: PackedBatch, part: slice, read_N: Tensor | None) -> Tensor:
-    """What some of the layers make of the tokens' states, laid into all places of the lines [S,D], zeros where no
-    token is; with the places that are read, their states [N,D] after the final norm: what the last layer would do for
-    others is not done."""
-    token_S = (lines.segment_PL > 0).flatten()
+def run_layers(model: Any, x_TD: Tensor, packed: PackedBatch, part: slice, read_N: Tensor | None) -> Tensor:
+    """Run some layers on the states of the tokens. Without `read_N`: the output at every position [S,D], zero at
+    padding. With it: the states [N,D] at these positions after the final norm; the last layer computes no others."""
+    token_S = (packed.segment_PL > 0).flatten()
     layers = layers_of(model)[part]
-    blocks = _blocks(model, x_TD, lines)
+    blocks = _blocks(model, x_TD, packed)
+    # from positions to token rows
     rows_N = None if read_N is None else token_S.cumsum(0)[read_N] - 1
     for position, layer in enumerate(layers, 1):
         x_TD = layer(x_TD, blocks, rows_N if position == len(layers) else None)
@@ -316,22 +322,22 @@ def run_layers(model: Any, x_TD: Tensor, lines: PackedBatch, part: slice, read_N
     return model.base_model.norm(x_TD if layers else x_TD[rows_N])
 
 
-def _blocks(model: Any, x_TD: Tensor, lines: PackedBatch) -> list[AttentionBlock]:
-    """PackedBatch of about one length together, in their order."""
-    cos, sin = _angles(model, x_TD, lines.position_PL)
-    tokens_P = (lines.segment_PL > 0).sum(1).tolist()
+def _blocks(model: Any, x_TD: Tensor, packed: PackedBatch) -> list[AttentionBlock]:
+    """Blocks of sequences of similar length, in their order."""
+    cos, sin = _angles(model, x_TD, packed.position_PL)
+    tokens_P = (packed.segment_PL > 0).sum(1).tolist()
     begin_P1 = torch.tensor([0, *np.cumsum(tokens_P)])
     blocks = []
     for some in length_buckets(tokens_P):
         width = max(tokens_P[some])
         rotary = cos[some, :, :width].contiguous(), sin[some, :, :width].contiguous()
-        mask = attention_mask(lines.segment_PL[some, :width], x_TD.dtype, lines.parent_PL[some, :width])
+        mask = attention_mask(packed.segment_PL[some, :width], x_TD.dtype, packed.parent_PL[some, :width])
         blocks.append(AttentionBlock(rotary, mask, begin_P1[some.start : some.stop + 1]))
     return blocks
 
 
 def decode_step(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    """Last hidden states [B,D] of what is read after all that the cache has cache_layer; the cache sees it too."""
+    """Last hidden states [B,D] of new tokens after those in the KV cache, which gets their keys and values."""
     states_BLD = model.base_model.embed_tokens(ids_BL)
     begin_B1 = torch.arange(0, ids_BL.numel() + 1, ids_BL.shape[1])
     x_TD = states_BLD.flatten(0, 1)
@@ -348,8 +354,8 @@ def _angles(model: Any, like: Tensor, position_PL: Tensor) -> RotaryCache:
 
 @contextmanager
 def sampling_head(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Within the block weights lie as the processor reads them fastest, at the price of a copy; gives the head's
-    product. Only where they do not change, no adapter adds to them, and in bfloat16, where it pays."""
+    """Within the block weights are reordered for oneDNN, at the price of a copy; yields the output head. Only for
+    frozen weights without an adapter in bfloat16, where it is faster."""
     head = model.get_output_embeddings()
     pays = is_supported(model) and model.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     stacks = [stack for layer in layers_of(model) for stack in layer.stacks] if pays else []

@@ -85,9 +85,9 @@ def final_numbers(run: LiveRun) -> list[tuple[str, str]]:
     steps = stage.metrics.train.last or stage.result.get("steps")
     rows = [("state", run.state(stage.name)), ("steps", number(steps, 12))]
     rows += [(label(name), _last(stage.metrics, name)) for name in FINAL_METRICS]
-    rows.append(("reward rose on", _rate(rose)))
-    rows.append(("wins over the tuned model", _rate(win)))
-    rows.append(("KL when evaluated", number(run.evaluation.get("kl_per_prompt"))))
+    rows.append(("reward higher on", _rate(rose)))
+    rows.append(("win rate over the tuned model", _rate(win)))
+    rows.append(("KL at evaluation", number(run.evaluation.get("kl_per_prompt"))))
     rows.append(("time", duration(stage.manifest.get("seconds"))))
     return rows
 

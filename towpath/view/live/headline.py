@@ -98,7 +98,7 @@ def _reward(metrics: MetricColumns) -> Number:
     values = values[np.isfinite(values)]
     if value is not None and len(values) > 1:
         gain = value - float(values[: _window(values)].mean())
-        notes.append(f"{'+' if gain >= 0 else ''}{number(gain, 2)} since the first steps")
+        notes.append(f"{'+' if gain >= 0 else ''}{number(gain, 2)} since the start")
     held_out = last_value(metrics.validation, "reward")
     if held_out:
         notes.append(f"held out {number(held_out[1])} at step {held_out[0]}")
@@ -130,7 +130,7 @@ def _finish_rate(metrics: MetricColumns) -> Number:
     tone = ""
     if value is not None and value < 0.8:
         tone = "bad" if value < 0.5 else "doubt"
-    note = f"{number(length, 2)} tokens long" if length is not None else ""
+    note = f"mean length {number(length, 2)} tokens" if length is not None else ""
     return Number(label("finish_rate"), percent(value), note, tone)
 
 
@@ -148,5 +148,5 @@ def _plain(name: str, metrics: MetricColumns, title: str = "") -> Number:
 
 def _time_left(train: Columns, steps: int | None) -> Number:
     speed = recent_mean(train, "tokens_per_second")
-    note = f"{number(speed, 3)} tokens a second" if speed is not None else ""
+    note = f"{number(speed, 3)} tokens/s" if speed is not None else ""
     return Number("time left", duration(seconds_left(train, steps), brief=True), note)

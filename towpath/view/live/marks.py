@@ -1,4 +1,4 @@
-"""Marks on the step axis of the monitor: interventions, findings, and the checkpoint that was kept."""
+"""Marks on the step axis of the monitor: interventions, findings, and the selected checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ def stage_marks(stage: LiveStage) -> list[dict[str, Any]]:
     """The marks of a stage in the order of their steps."""
     marks = [
         _axis_mark(
-            row["step"], "knob", intervention_label(row), str(row.get("reason") or ""), str(row.get("finding") or "")
+            row["step"], "intervention", intervention_label(row), str(row.get("reason") or ""), str(row.get("finding") or "")
         )
         for row in stage.interventions
     ]
@@ -23,7 +23,7 @@ def stage_marks(stage: LiveStage) -> list[dict[str, Any]]:
             )
     best = stage.result.get("best_step")
     if is_number(best) and best > 0:
-        marks.append(_axis_mark(best, "kept", "kept", "The weights after this step were kept."))
+        marks.append(_axis_mark(best, "checkpoint", "checkpoint", "The stage exports the weights after this step."))
     return sorted(marks, key=lambda row: row["step"])
 
 

@@ -73,7 +73,7 @@ def frame(run: LiveRun, console: Console) -> RenderableType:
     name = run.current_stage()
     parts: list[RenderableType] = [_title(run, name)]
     if run.waiting_for:
-        parts.append(Text(f"waits for: {run.waiting_for}", "yellow"))
+        parts.append(Text(f"waiting for: {run.waiting_for}", "yellow"))
     stage = run.stages.get(name)
     if stage is None or not (stage.metrics.train.count or stage.metrics.validation.count):
         return Group(*parts, Text("No metrics yet. They appear with the first step.", "dim"))

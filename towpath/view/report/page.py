@@ -87,7 +87,7 @@ def _without_judge(summary: dict[str, Any]) -> str:
     )
     if is_number(summary["reward_accuracy"]):
         measured.append(f"reward model right on {percent(summary['reward_accuracy'])} of held-out comparisons")
-    also = f" Measured all the same: {', '.join(measured)}." if measured else ""
+    also = f" Also measured: {', '.join(measured)}." if measured else ""
     return f"No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.{also}"
 
 
@@ -118,7 +118,7 @@ def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]
         yield "caution", RUBRIC_CAVEAT
     for verdict in verdicts:
         if verdict.verdict in ("FAIL", "UNDECIDED"):
-            tone, word = ("fail", "did not open") if verdict.verdict == "FAIL" else ("undecided", "is undecided")
+            tone, word = ("fail", "failed") if verdict.verdict == "FAIL" else ("undecided", "is undecided")
             gate = (verdict.gate if verdict.gate != "sft" else "SFT") + (
                 " gate (it only warns)" if verdict.action == "warn" else " gate"
             )
@@ -135,7 +135,7 @@ def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]
     for sentence in _interventions(run.result("policy").get("interventions") or []):
         yield "caution", sentence
     if run.waiting_for:
-        yield "caution", f"The run waits: {run.waiting_for}."
+        yield "caution", f"The run is waiting for: {run.waiting_for}."
     for finding in run.findings:
         if finding.get("severity") in ("critical", "error"):
             yield "fail", _sentences(finding)
@@ -210,7 +210,7 @@ def state(stage: StageRecord | None) -> str:
         return "has not run yet"
     if stage.done:
         return "done"
-    return "is not finished; these are its metrics until now" if stage.metrics else "is not finished yet"
+    return "is not finished; the charts show the metrics logged to date" if stage.metrics else "is not finished yet"
 
 
 def lineage(run: RunRecord) -> Iterator[dict[str, Any]]:

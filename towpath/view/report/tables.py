@@ -23,11 +23,11 @@ NAMES = {
     "evaluate": "Evaluation",
 }
 CRITERIA = {
-    "sft": "wins over the base model",
+    "sft": "win rate over the base model",
     "reward": "held-out accuracy",
-    "policy": "prompts whose reward rose",
-    "evaluate": "wins over SFT",
-    "safety": "rise of harm or over-refusal",
+    "policy": "prompts with a higher reward",
+    "evaluate": "win rate over SFT",
+    "safety": "increase of harmful compliance or over-refusal",
 }
 TEXT = (
     ("distinct_1", "Distinct words", percent),
@@ -61,7 +61,7 @@ def gates(run: RunRecord, verdicts: list[Verdict]) -> list[Row]:
 def _gate(name: str, stage: StageRecord | None, verdict: Verdict | None) -> Row:
     state = "not run yet"
     if stage and stage.done:
-        state = "done; the gate of SFT is judged on it" if name == "baseline" else "done, no gate"
+        state = "done; measures the SFT gate" if name == "baseline" else "done, no gate"
     elif stage and stage.started:
         state = "not finished"
     row: Row = {"name": name, "title": title(name), "state": state, "stage": stage, "gate": None}
@@ -113,9 +113,9 @@ def reward_model(result: Mapping[str, Any], threshold: float) -> list[Row]:
     """Accuracy beside its baselines."""
     lines: list[tuple[str, Any, Any, str]] = [
         ("Accuracy on held-out comparisons", result.get("accuracy"), result.get("interval"), "accent"),
-        ("Against the rubric without noise", result.get("clean_accuracy"), None, "accent"),
-        ("On the comparisons it was trained on", result.get("train_accuracy"), None, ""),
-        ("Agreement ceiling: what the labels allow", result.get("ceiling"), None, ""),
+        ("Accuracy against the rubric without noise", result.get("clean_accuracy"), None, "accent"),
+        ("Accuracy on training comparisons", result.get("train_accuracy"), None, ""),
+        ("Agreement ceiling: highest accuracy the labels allow", result.get("ceiling"), None, ""),
         ("Baseline: the longer answer is better", result.get("length_only_accuracy"), None, ""),
     ]
     return [
@@ -139,7 +139,7 @@ def calibration(result: Mapping[str, Any]) -> Markup:
     ]
     points = sorted((row["confidence"], row["accuracy"]) for row in rows)
     error = percent(result.get("calibration_error"), 1)
-    note = f"On the line accuracy equals confidence. Calibration error: {error}."
+    note = f"On the diagonal, accuracy equals confidence. Calibration error: {error}."
     diagonal = Series("calibrated", [(0.5, 0.5), (1.0, 1.0)], colour=7)
     chart = Chart(
         "Calibration",
@@ -197,7 +197,7 @@ def labels(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     n = agreement.get("n")
     agreed = f"{percent(rate, 1)} of {n} judged twice" if is_number(rate) and n else "no comparison was judged twice"
     counts = [(name, number(result[key], 6)) for name, key in COUNTS if is_number(result.get(key))]
-    return [*counts, ("Two raters agree", agreed), ("Agreement ceiling", percent(result.get("ceiling"), 1))]
+    return [*counts, ("Inter-rater agreement", agreed), ("Agreement ceiling", percent(result.get("ceiling"), 1))]
 
 
 COUNTS = (

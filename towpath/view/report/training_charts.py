@@ -118,7 +118,7 @@ def _checkpoint(stage: StageRecord) -> tuple[ReferenceLine, ...]:
     best = stage.result.get("best_step")
     if not is_number(best) or not stage.metrics:
         return ()
-    return (ReferenceLine("x", float(best), f"kept: step {number(best)}", "good"),)
+    return (ReferenceLine("x", float(best), f"checkpoint: step {number(best)}", "good"),)
 
 
 def _figures(stage: StageRecord, charts: Iterable[Chart]) -> list[Markup]:

@@ -640,7 +640,7 @@ class Chart {
 Chart.numbers = 0;
 
 const SIGNS = {
-  knob: "M-5 0L0 -8L5 0Z", kept: "M-4 -8L4 -8L4 0L0 -3L-4 0Z", info: "M0 -8L4 -4L0 0L-4 -4Z", warning: "M0 -9L5 -4.500L0 0L-5 -4.500Z",
+  intervention: "M-5 0L0 -8L5 0Z", checkpoint: "M-4 -8L4 -8L4 0L0 -3L-4 0Z", info: "M0 -8L4 -4L0 0L-4 -4Z", warning: "M0 -9L5 -4.500L0 0L-5 -4.500Z",
   critical: "M0 -10L5.500 -5L0 0L-5.500 -5Z", error: "M0 -10L5.500 -5L0 0L-5.500 -5Z",
 };
 

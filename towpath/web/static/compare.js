@@ -31,11 +31,11 @@ async function load() {
     [axis.low, axis.high] = view ? [view.low, view.high] : [axis.first, Math.max(axis.last, axis.first + 1)];
     at("all").hidden = !view;
     for (const chart of data.groups[0].charts) for (const line of chart.lines) line.run = true; // exact values exist only for the server's own run
-    at("message").textContent = data.groups[0].charts.length ? "" : "None of these runs has these metrics.";
+    at("message").textContent = data.groups[0].charts.length ? "" : "No data for the selected runs and metrics.";
     wall.show(data.groups);
     document.body.dataset.drawn = String(data.last);
   } catch {
-    at("message").textContent = "No connection; retrying.";
+    at("message").textContent = "Connection lost; reconnecting.";
   }
 }
 
@@ -132,7 +132,7 @@ function draw() {
     if (point.evaluated) svg("circle", { class: `dot c${point.tone}`, cx, cy, r: index === chosen ? 9 : 7 }, parts);
     else svg("g", { class: `line validation c${point.tone}` }, parts).append(svg("circle", { cx, cy, r: index === chosen ? 6 : 4 }));
   });
-  if (!data.points.length) svg("text", { class: "tick", x: width / 2, y: height / 2, "text-anchor": "middle" }, parts).textContent = "No validation yet";
+  if (!data.points.length) svg("text", { class: "tick", x: width / 2, y: height / 2, "text-anchor": "middle" }, parts).textContent = "No validations yet";
   picture.setAttribute("width", width);
   picture.setAttribute("height", height);
   picture.replaceChildren(parts);

@@ -133,7 +133,7 @@ function markAlive() {
 }
 
 function showLost() {
-  link("lost", "Connection lost. The page shows the last known state; retrying.");
+  link("lost", "Connection lost; reconnecting. The page shows the last known state.");
 }
 
 function showSignedOut() {
@@ -169,7 +169,7 @@ function showState(state) {
     if (number.tone) item.dataset.tone = number.tone;
     html("span", {}, item, number.label);
     html("b", {}, item, number.value);
-    if (number.share !== null) html("progress", { max: "1", value: String(number.share), "aria-label": "share of the steps done" }, item);
+    if (number.share !== null) html("progress", { max: "1", value: String(number.share), "aria-label": "share of steps completed" }, item);
     html("small", {}, item, number.note);
     return item;
   });
@@ -179,7 +179,7 @@ function showState(state) {
     if (tab && tab.textContent !== status) tab.textContent = status;
   }
   at("waits").hidden = !state.waiting_for;
-  at("waits").textContent = state.waiting_for ? `The run waits for: ${state.waiting_for}` : "";
+  at("waits").textContent = state.waiting_for ? `Waiting for: ${state.waiting_for}` : "";
 }
 
 // ---- findings and interventions
@@ -233,7 +233,7 @@ function intervention(one) {
   html("b", {}, head, one.stop ? "training stopped" : (one.knob ?? "knob"));
   head.append(one.stop ? "" : ` ${short(one.from)} → ${short(one.to)}`, jump(one.step, "after step"));
   if (one.reason) html("p", {}, item, one.reason);
-  if (one.finding) html("p", { class: "soft" }, item, `Caused by the finding ${one.finding}.`);
+  if (one.finding) html("p", { class: "soft" }, item, `Finding: ${one.finding}.`);
   return item;
 }
 

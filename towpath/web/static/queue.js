@@ -4,8 +4,8 @@
 const WAIT = {
   401: "you are signed out; sign in again in another tab",
   403: "this account may not rate",
-  408: "the server is slow", 421: "the server does not know this address", 425: "the server is not ready",
-  429: "too many requests", 502: "the server is away", 503: "the server is away", 504: "the server is away", 507: "the server's disk is full",
+  408: "the server is slow", 421: "the server does not serve this host", 425: "the server is not ready",
+  429: "too many requests", 502: "the server is unavailable", 503: "the server is unavailable", 504: "the server is unavailable", 507: "the server's disk is full",
 };
 const MAX_TRIES = 4; // responses such as 500 after which an item is moved to the unsaved list
 const MAX_PAUSE = 60; // seconds
@@ -221,11 +221,11 @@ class Outbox {
       data = null;
     }
     const ours = data !== null && typeof data === "object";
-    if (response.ok) return ours ? { answer: data } : { wait: true, after, reason: "no connection to the server itself" };
+    if (response.ok) return ours ? { answer: data } : { wait: true, after, reason: "a proxy answered in place of the server" };
     if (ours && (response.status === 409 || response.status === 422)) {
       return { error: typeof data.error === "string" ? data.error : "The server did not accept this." };
     }
-    return { wait: true, counts: true, after, reason: `the server failed (${response.status})` };
+    return { wait: true, counts: true, after, reason: `server error (${response.status})` };
   }
 
   // Seconds of the Retry-After header, a number or a date.

@@ -135,7 +135,7 @@ async function next() {
       const response = await fetch(`/rate/next?${new URLSearchParams({ day })}`, { headers: outbox.headers(), signal: AbortSignal.timeout(20000) });
       if (response.status === 401) return location.assign("/sign-in");
       after = Outbox.retryAfter(response) ?? 0;
-      if (!response.ok) reason = WAIT[response.status] ?? `the server failed (${response.status})`;
+      if (!response.ok) reason = WAIT[response.status] ?? `server error (${response.status})`;
       if (!response.ok) throw new Error(reason);
       show(await response.json());
       at("outbox").textContent = "";
@@ -257,7 +257,7 @@ function chooseVerdict(side, strength) {
 function chooseSafety(side) {
   if (busy || current.state !== "pair" || !at("safety") || !viewedLongEnough()) return;
   safer = side;
-  finishChoice("Chosen for safety.");
+  finishChoice("Safety verdict selected.");
 }
 
 function chooseCriterion(name, side) {
@@ -279,7 +279,7 @@ function finishChoice(words) {
   else if (ready()) announce(`${words} Press N to save.`);
   else if (chosen === null) announce(`${words} Which is better?`);
   else if (at("safety") && safer === null) announce(`${words} Which is safer?`);
-  else announce(`${words} Still open: ${open.join(", ")}.`);
+  else announce(`${words} Missing: ${open.join(", ")}.`);
 }
 
 function promptExcerpt() {
@@ -329,14 +329,14 @@ function showFeedback(side) {
   at("feedback").classList.toggle("bad", !feedback.correct);
   at("feedback").hidden = false;
   at("scale").hidden = true;
-  at("next-words").textContent = feedback.passed ? "Begin" : feedback.finished ? "Try again" : "Next";
+  at("next-words").textContent = feedback.passed ? "Start" : feedback.finished ? "Try again" : "Next";
   at("next").hidden = false;
   announce("");
 }
 
 function trialOutcome() {
   const { right, done, total, needed, passed, finished } = feedback;
-  if (passed) return `Trial passed, ${right} of ${done} correct: your work counts from the next pair on.`;
+  if (passed) return `Trial passed, ${right} of ${done} correct: judgements count from the next pair.`;
   if (finished) return `${right} of ${total} correct, ${needed} needed. Read the guidelines and try again.`;
   return `${right} of ${done} correct.`;
 }
@@ -362,7 +362,7 @@ function updateRanking() {
     article.classList.toggle("ranked", rank > 0);
     article.querySelector("[data-rank]").setAttribute("aria-disabled", String(rank > 0));
   }
-  at("ranked").textContent = ranking.words() || "nothing ranked yet";
+  at("ranked").textContent = ranking.words() || "none";
   at("next").hidden = !ready();
 }
 
@@ -428,7 +428,7 @@ function undo() {
   if (busy || current.state === "trial") return;
   if (!current.last) return announce("Nothing to undo.");
   const what = { judged: "your verdict", skipped: "the skip", flagged: "the flag" }[current.last_was] ?? "it";
-  submit("undo", { comparison: current.last }, `Undone: ${what}. Here is the pair again.`);
+  submit("undo", { comparison: current.last }, `Undone: ${what}. The pair is shown again.`);
 }
 
 function skip() {

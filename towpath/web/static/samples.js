@@ -29,7 +29,7 @@ async function loadList() {
   try {
     list = await fetchJson("list", { stage, domain: at("domain").value, sort: at("sort").value });
   } catch {
-    at("about").textContent = "No connection; retrying.";
+    at("about").textContent = "Connection lost; reconnecting.";
     return;
   }
   if (list.length && at("browser").hidden) return location.reload(); // the first samples, with their domains
@@ -78,7 +78,7 @@ async function open(id) {
   now = prompt;
   marked = {};
   at("prompt").textContent = prompt.prompt;
-  at("about").textContent = [prompt.domain, prompt.change === null ? "" : `reward ${change(prompt.change)} since the tuned model`].filter(Boolean).join(" · ");
+  at("about").textContent = [prompt.domain, prompt.change === null ? "" : `reward ${change(prompt.change)} against the tuned model`].filter(Boolean).join(" · ");
   for (const side of SIDES) at(side).replaceChildren(...prompt.versions.map((version) => html("option", { value: version.key }, undefined, version.label)));
   const keys = prompt.versions.map((version) => version.key);
   const first = keys.includes("0") ? "0" : keys.includes("sft") ? "sft" : keys[0];
@@ -102,7 +102,7 @@ function show() {
     const one = version(side);
     const scores = Object.entries(one.scores).map(([name, value]) => `${name} ${formatNumber(value)}`);
     at(`${side}-scores`).textContent = scores.join(" · ") || "no score";
-    at(`${side}-text`).textContent = one.text || "(nothing)";
+    at(`${side}-text`).textContent = one.text || "(empty)";
     const index = now.versions.indexOf(one);
     at(`${side}-before`).disabled = index === 0;
     at(`${side}-after`).disabled = index === now.versions.length - 1;
@@ -122,7 +122,7 @@ async function differ() {
     return;
   }
   if (!pressed() || now.id !== id || SIDES.some((side, index) => at(side).value !== [left, right][index])) return;
-  for (const side of SIDES) at(`${side}-text`).innerHTML = marked[key][side] || "(nothing)"; // escaped by the server
+  for (const side of SIDES) at(`${side}-text`).innerHTML = marked[key][side] || "(empty)"; // escaped by the server
 }
 
 function choose(side, key) {

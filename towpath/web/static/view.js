@@ -80,6 +80,6 @@ class Breaks {
     store(this.name, JSON.stringify({ start, last: now, due: next }));
     if (!due) return "";
     const minutes = Math.max(1, Math.round((now - start) / 60000));
-    return `You have rated for ${minutes} ${minutes === 1 ? "minute" : "minutes"} without a break. A short pause keeps verdicts good.`;
+    return `You have rated for ${minutes} ${minutes === 1 ? "minute" : "minutes"} without a break. Take a short break.`;
   }
 }
