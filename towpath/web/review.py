@@ -95,7 +95,12 @@ def review_answer(
 def retract_all(request: Request, account: Owner, store: StoreDependency, rater: Field) -> Response:
     """Retract all judgements of a rater."""
     _run_audited(
-        store, account, "retract judgements", rater, {}, lambda connection: takeouts.retract_all(connection, rater, account.name)
+        store,
+        account,
+        "retract judgements",
+        rater,
+        {},
+        lambda connection: takeouts.retract_all(connection, rater, account.name),
     )
     request.app.state.rater_reports.invalidate()
     return _redirect("/owner#takeouts")

@@ -11,7 +11,11 @@ def stage_marks(stage: LiveStage) -> list[dict[str, Any]]:
     """The marks of a stage in the order of their steps."""
     marks = [
         _axis_mark(
-            row["step"], "intervention", intervention_label(row), str(row.get("reason") or ""), str(row.get("finding") or "")
+            row["step"],
+            "intervention",
+            intervention_label(row),
+            str(row.get("reason") or ""),
+            str(row.get("finding") or ""),
         )
         for row in stage.interventions
     ]
