@@ -1,4 +1,4 @@
-"""AdamW of `towpath.models.cpu.optimizer` beside torch's: one clipped step over the weights of a model.
+"""AdamW of `towpath.models.cpu.optimizer` compared with torch's: one clipped step over the weights of a model.
 
 `python -m benchmarks.adamw` times, in turn and in one process, a step with the gradient clipped at norm 1:
   float32   all weights of SmolLM2-135M, float32: own, torch fused, torch foreach

@@ -208,14 +208,14 @@ BREAKAGES = [
         M + "adapters.py",
         "F.linear(x, a) * self.scale[name]",
         "F.linear(x, a)",
-        "tests/test_models.py -k adapters",
+        "tests/test_models.py -k adapter",
     ),
     Breakage(
         "adapter scale ignored in merging",
         M + "adapters.py",
         "weight + self.scale[name] * (self",
         "weight + 1.0 * (self",
-        "tests/test_models.py -k adapters",
+        "tests/test_models.py -k adapter",
     ),
     Breakage(
         "reward head initialized too wide",
@@ -320,9 +320,9 @@ BREAKAGES = [
     Breakage(
         "API key not redacted",
         F + "endpoint.py",
-        'reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body',
-        "reply.body",
-        "tests/test_outside.py -k echoed tests/test_judge.py",
+        'text = network.redact(self._key, content if isinstance(content, str) else "")',
+        'text = content if isinstance(content, str) else ""',
+        "tests/test_outside.py -k echoed",
     ),
     Breakage(
         "best-of-n win rate wrong",
@@ -357,14 +357,14 @@ BREAKAGES = [
         "towpath/run/gates.py",
         '"PASS" if value > gate.threshold else "FAIL"',
         '"PASS" if value >= gate.threshold - 0.5 else "FAIL"',
-        "tests/test_report.py tests/test_own_data.py",
+        "tests/test_gates.py",
     ),
     Breakage(
         "over-refusal ignored by the safety gate",
         "towpath/run/gates.py",
         'after["over_refusal"] - before["over_refusal"])',
         "-1.0)",
-        "tests/test_safety.py",
+        "tests/test_gates.py",
     ),
     Breakage(
         "KL limit per token ignored",
@@ -393,7 +393,7 @@ BREAKAGES = [
         S + "writer.py",
         "        if connection.invalidated:",
         "        if False:",
-        "tests/test_restarts.py",
+        "tests/test_store.py -k connection",
     ),
     Breakage(
         "NUL reaches the database",

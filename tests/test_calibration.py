@@ -132,7 +132,7 @@ def test_calibration_error_by_hand():
 
 
 def test_hajek_estimate_is_unbiased_on_routed_pairs():
-    """Hard pairs are sent to people more often; the unweighted rate would be theirs."""
+    """Hard pairs are sent to people more often, so that the unweighted rate is biased to them."""
     errors_hajek = []
     covered = 0
     for seed in range(60):

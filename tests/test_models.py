@@ -14,6 +14,7 @@ import torch
 from towpath.data import batch as data_batch
 from towpath.data.batch import Batch, Row, pack
 from towpath.models import heads, lm
+from towpath.models.adapters import LoraLinear, Switch
 from towpath.models.cpu import layers
 from towpath.models.heads import WIDE, RidgeHead, ScalarHead
 from towpath.runtime import process
@@ -148,6 +149,19 @@ def test_reward_head_is_drawn_with_the_published_standard_deviation():
     draws = torch.stack([ScalarHead(400, seed=s).weight.detach() for s in range(50)])
     assert float(draws.std()) == pytest.approx(1 / 401**0.5, rel=0.02)
     assert ScalarHead(400, seed=1).bias.item() == 0
+
+
+def test_output_of_an_adapter_is_that_of_the_merged_weight():
+    torch.manual_seed(0)
+    layer = LoraLinear(torch.nn.Linear(5, 3), Switch())
+    layer.a["policy"] = torch.nn.Parameter(torch.randn(2, 5))
+    layer.b["policy"] = torch.nn.Parameter(torch.randn(3, 2))
+    layer.scale["policy"] = 4.0
+    x = torch.randn(7, 5)
+    assert torch.equal(layer(x), layer.base(x)), "no adapter is active"
+    layer.switch.active = "policy"
+    torch.testing.assert_close(layer(x), x @ layer.merged("policy").T + layer.base.bias)
+    assert (layer(x) - layer.base(x)).norm().item() > 1.0
 
 
 def test_adapters_start_at_zero_switch_and_merge(tiny, tmp_path):

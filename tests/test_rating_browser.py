@@ -1,5 +1,4 @@
-"""The rating page in a real browser: minimum view time, trial pairs, guidelines, criteria and tags, my activity, text
-size, phone."""
+"""The rating page in a browser: view time, trial pairs, guidelines, criteria, tags, my activity, text size, phone."""
 
 import re
 

@@ -8,11 +8,13 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from conftest import new_database
+from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
 import towpath
@@ -194,6 +196,24 @@ def test_sqlite_is_synchronous(tmp_path, location):
     assert pragmas == [2, "wal", 1]
 
 
+def test_connection_lost_within_a_batch_of_writes_fails_all_of_it(postgres_server):
+    """Every caller gets the cause, nothing of the batch is stored, and the next write has a new connection."""
+    insert = "INSERT INTO settings VALUES ('{}', '1')"
+    terminate = "SELECT pg_terminate_backend(pg_backend_pid())"
+    collected = Event()
+    with Store.open(new_database(postgres_server)) as store:
+        batch = [store.submit_write(lambda _: collected.wait(10))]
+        for statement in (insert.format("before"), terminate, insert.format("after")):
+            batch.append(store.submit_write(lambda c, statement=statement: c.execute(text(statement)).rowcount))
+        collected.set()
+        for write in batch[1:]:
+            with pytest.raises(ResourceError, match="terminating connection due to administrator command"):
+                write.result(10)
+        assert store.submit_write(lambda c: c.execute(text(insert.format("next"))).rowcount).result(10) == 1
+        names = store.read(lambda c: [row.name for row in c.execute(schema.settings.select())])
+        assert names == ["next"]
+
+
 def test_migrations_match_the_schema(store):
     with store._engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
@@ -242,6 +262,7 @@ def test_killed_commit_is_atomic(store, location, fault, raters):
 
 IMPORT = """
 from pathlib import Path
+from threading import Event
 from towpath.data import formats
 from towpath.store.store import Store
 found = formats.read_preferences(Path(path), "pairs", rater="ann")

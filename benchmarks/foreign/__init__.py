@@ -1,1 +1,1 @@
-"""Logs of other trainers, with faults planted and without, and what the doctor says of them."""
+"""Recorded logs of other trainers with and without planted faults, and the doctor's findings on them."""

@@ -1,5 +1,4 @@
-"""Run the doctor over the recorded logs of other trainers: which finding names each fault, and what it says of
-healthy runs.
+"""Run the doctor over the recorded logs of other trainers: the findings on each fault and on healthy runs.
 
 python -m benchmarks.foreign [--half tuning|held-out|all] [--record .bench/foreign/logs] [--json OUT]
 
@@ -16,11 +15,11 @@ from benchmarks.foreign.runs import Run
 from towpath.view.doctor import examine
 
 TOP = 2
-"""A fault counts as named where one of its codes is among so many first findings."""
+"""A fault counts as named if one of its codes is among this many first findings."""
 
 
 def judge(run: Run, variant: int, state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the doctor says of one log, read from the file that the trainer would have left."""
+    """The doctor's findings on one log, read from the file format of its trainer."""
     path = folder / "trainer_state.json"
     path.write_text(json.dumps(state))
     (report,) = examine(path)
@@ -38,7 +37,7 @@ def judge(run: Run, variant: int, state: dict[str, Any], folder: Path) -> dict[s
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Faults named among the first two findings, and healthy runs that are accused."""
+    """The share of faults named among the first two findings, and healthy runs with critical findings."""
     faults = [r for r in results if r["expects"]]
     healthy = [r for r in results if not r["expects"]]
     return {
@@ -52,13 +51,13 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def diagnose_half(half: str) -> list[dict[str, Any]]:
-    """The doctor's word on every log of one half."""
+    """The doctor's findings on every log of one half."""
     with tempfile.TemporaryDirectory() as folder:
         return [judge(run, variant, state, Path(folder)) for run, variant, state in recorded.logs(half)]
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One line a log."""
+    """One line per log."""
     lines = []
     for r in results:
         verdict = (
@@ -76,7 +75,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """The table and the marks of the halves asked for."""
+    """Print the table and the summary of the selected halves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--half", choices=(*recorded.HALVES, "all"), default="all")
     parser.add_argument("--record", type=Path, help="first pack the logs of this folder into benchmarks/foreign/logs")

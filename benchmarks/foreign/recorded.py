@@ -1,4 +1,4 @@
-"""Recorded logs of other trainers, written out again as the files that those trainers leave."""
+"""Recorded logs of other trainers, unpacked to the files that these trainers write."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from benchmarks.foreign.runs import RUNS, Run, slug
 LOGS = Path(__file__).parent / "logs"
 HALVES = ("tuning", "held-out", "fresh", "last")
 LAST = 4
-"""The variant that was made and read after the last change of a detector."""
+"""The variant that was recorded and evaluated after the last change of a detector."""
 LEFT_OUT = (
     "num_tokens",
     "step_time",
@@ -31,11 +31,11 @@ EXTREMES = (
     "eval_logits/",
     "eval_logps/",
 )
-"""Clocks, counts and extremes, which no finding rests on."""
+"""Times, counts and extremes, which no detector reads."""
 
 
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A trainer's state with one list a column: a third of the size."""
+    """The trainer state with one list per column, which has a third of the size."""
     rows = state["log_history"]
     names = [
         name
@@ -47,7 +47,7 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpacked(log: Mapping[str, Any]) -> dict[str, Any]:
-    """What `trainer_state.json` holds."""
+    """The content of `trainer_state.json`."""
     columns = log["columns"]
     length = len(log["columns"]["step"])
     rows = [{name: values[row] for name, values in columns.items() if values[row] is not None} for row in range(length)]
@@ -55,14 +55,14 @@ def unpacked(log: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def half_of(run: Run, variant: int) -> str:
-    """Where a log belongs."""
+    """The half of a log."""
     if variant > 1:
         return "last" if variant == LAST else "fresh"
     return HALVES[run.held_out(variant)]
 
 
 def record(source: Path) -> None:
-    """Pack the logs that training wrote, each into the file of its half."""
+    """Pack the logs of the trainings into the files of their halves."""
     by_half: dict[str, list[str]] = {half: [] for half in HALVES}
     for run in RUNS:
         for path in sorted(source.glob(f"{slug(run, 0)[:-2]}-[0-9].json")):
@@ -74,7 +74,7 @@ def record(source: Path) -> None:
 
 
 def logs(half: str) -> Iterator[tuple[Run, int, dict[str, Any]]]:
-    """Run, variant and trainer's state of every recorded log of one half."""
+    """Run, variant and trainer state of every recorded log of one half."""
     runs = {run.name: run for run in RUNS}
     for line in (LOGS / f"{half}.jsonl").read_text(encoding="utf-8").splitlines():
         log = json.loads(line)

@@ -1,14 +1,10 @@
-"""The manifest: every run whose log is recorded, which finding codes name its fault, and which half it belongs to.
+"""The manifest: every run with a recorded log, the finding codes that name its fault, and its half.
 
-The split was fixed before any log was read. Each run is made twice, as variants 0 and 1, which differ in seed, model
-size,
-number of steps and often in the strength of the fault. The variant whose number is sha256(name)[0] % 2 is held out, the
-other one is for tuning. Variants 2 and 3 were made after the held-out half had been read once and 4 of its faults had
-been
-missed: the other model size and number of steps, other seeds, batches of 24. What they led to is told in
-docs/doctor.md.
-Variant 4 was made and read after the last change of a detector.
-
+The split was fixed before any log was read. Each run has variants 0 and 1, which differ in seed, model size, number of
+steps and often in the strength of the fault. The variant sha256(name)[0] % 2 is held out, the other one is for tuning.
+Variants 2 and 3 were made after the held-out half had been evaluated once with 4 missed faults: the other model size
+and number of steps, other seeds, batches of 24; docs/doctor.md has the results. Variant 4 was made and evaluated after
+the last change of a detector.
 """
 
 import hashlib
@@ -20,12 +16,12 @@ VARIANTS = (0, 1)
 SIZES = ("small", "medium")
 STEPS = (60, 80)
 RATE = {"sft": 2e-3, "trainer": 2e-3, "dpo": 3e-4, "reward": 1e-3, "grpo": 1e-3, "ppo": 1e-3}
-"""Rates at which these tiny models learn well."""
+"""Good learning rates for these tiny models."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its trainer, the codes of which one must be among the first two findings (none: healthy), its
+    """One training: its trainer, the codes of which one must be among the first two findings (none: healthy), and its
     options."""
 
     name: str
@@ -33,17 +29,17 @@ class Run:
     codes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     second: dict[str, Any] = field(default_factory=dict)
-    """Options of variant 1 that differ."""
+    """Options that differ in variant 1."""
 
     def settings(self, variant: int) -> dict[str, Any]:
-        """The options of one variant, defaults included."""
+        """The options of one variant including defaults."""
         shape = (variant + variant // 2) % 2
         usual = {"size": SIZES[shape], "steps": STEPS[shape], "rate": RATE[self.trainer], "seed": variant}
         batch = {"batch": 24} if variant > 1 else {}
         return usual | batch | self.options | (self.second if variant % 2 else {})
 
     def held_out(self, variant: int) -> bool:
-        """Whether this variant is kept from tuning."""
+        """Whether this variant is held out."""
         return variant > 1 or hashlib.sha256(self.name.encode()).digest()[0] % 2 == variant
 
 
@@ -138,8 +134,7 @@ FAULTS = (
     Run("ppo held tight", "ppo", ("kl-penalty-too-strong",), {"beta": 5.0}, {"beta": 3.0}),
 )
 ENDED = "polite, ended"
-"""A reward that an answer gets only where it ends; without that policies learn never to end, which is no healthy
-run."""
+"""A reward that only ended answers get; otherwise policies learn never to end, which is not healthy."""
 HEALTHY = (
     Run("sft", "sft", (), {}, {"rate": 1e-3}),
     Run(

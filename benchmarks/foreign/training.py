@@ -1,5 +1,4 @@
-"""Make the logs, in an environment that has TRL: 1.16 for all but PPO, 1.10 for PPO. Logs that exist are left as
-they are.
+"""Record the logs in an environment with TRL: 1.16 for all but PPO, 1.10 for PPO. Existing logs are not recorded again.
 
 OMP_NUM_THREADS=1 PYTHONPATH=. .bench/trl/bin/python -m benchmarks.foreign.training --out .bench/foreign
 OMP_NUM_THREADS=1 PYTHONPATH=. .bench/trl110/bin/python -m benchmarks.foreign.training --out .bench/foreign --trainer
@@ -35,7 +34,7 @@ Options = dict[str, Any]
 
 
 def shared(options: Options, out: Path) -> Options:
-    """Arguments that every trainer knows."""
+    """Arguments of every trainer."""
     arguments: Options = {
         "output_dir": str(out),
         "report_to": [],
@@ -69,7 +68,7 @@ class Bench:
 
     def policy(self, options: Options, base: str = "taught") -> Any:
         kind = options.get("base", base)
-        if kind == "random":  # from a folder, because GRPO loads its reference by the model's path
+        if kind == "random":  # from a folder, since GRPO loads its reference by path
             folder = self.out / "models" / f"random-{options['size']}-{options['seed']}"
             world.fresh(self.words, options["size"], options["seed"]).save_pretrained(folder)
             return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -177,7 +176,7 @@ class Bench:
         )
 
     def judge(self, options: Options) -> Any:
-        """A reward model for PPO: taught on pairs here, or with a random head, whose word is noise."""
+        """A reward model for PPO: trained on pairs, or with a random head as noise."""
         model = self.scorer(options)
         if options.get("reward") == "noise":
             return model
@@ -240,7 +239,7 @@ def rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def make(bench: Bench, run: Run, variant: int) -> None:
-    """Train one run, unless its log exists."""
+    """Train one run unless its log exists."""
     out = bench.out / "logs" / f"{slug(run, variant)}.json"
     if out.is_file():
         return
@@ -255,7 +254,7 @@ def make(bench: Bench, run: Run, variant: int) -> None:
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train()
-    except Exception as error:  # a planted fault may end a training; its log up to there counts
+    except Exception as error:  # a planted fault may stop a training; its log up to there is recorded
         ended = "".join(traceback.format_exception_only(error)).strip()
     state = {"run": run.name, "variant": variant, "seconds": round(time.monotonic() - began, 1), "ended": ended}
     state |= {"max_steps": trainer.state.max_steps, "log_history": rounded(trainer.state.log_history)}
@@ -265,7 +264,7 @@ def make(bench: Bench, run: Run, variant: int) -> None:
 
 
 def main() -> None:
-    """All logs of one environment."""
+    """Record all logs of one environment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(".bench/foreign"))
     parser.add_argument(

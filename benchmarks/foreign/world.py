@@ -1,4 +1,4 @@
-"""A tiny language that models of a hundred thousand weights learn in seconds: requests, answers, pairs, and rewards."""
+"""A tiny language that models of 100,000 weights learn in seconds: requests, answers, pairs and rewards."""
 
 import random
 from pathlib import Path
@@ -40,15 +40,14 @@ def answer(noun: str, kind: str, draws: random.Random, sentences: int = 0) -> st
 
 
 def letters(draws: random.Random) -> str:
-    """An answer that nobody can foresee: letters drawn at random."""
+    """An unpredictable answer of random letters."""
     return " " + " ".join(draws.choice("abcdefghijklmnop") for _ in range(draws.randint(10, 20)))
 
 
 def demonstrations(
     rows: int, seed: int, data: str = "answers", known: float = 1.0, sentences: int = 0
 ) -> list[dict[str, str]]:
-    """Prompts with answers; `known` is the share of answers that are about what was asked; the rest also end in
-    every manner."""
+    """Prompts with answers; a share `known` of the answers is on topic, the others also have random endings."""
     draws = random.Random(f"demonstrations/{seed}")
     made = []
     for _ in range(rows):
@@ -64,7 +63,7 @@ def demonstrations(
 
 
 def pairs(rows: int, seed: int, swap: float = 0.0) -> list[dict[str, str]]:
-    """Pairs whose better answer is about what was asked and mostly polite; a share of them the wrong way round."""
+    """Pairs whose better answer is on topic and mostly polite; a share of them is flipped."""
     draws = random.Random(f"pairs/{seed}")
     made = []
     for _ in range(rows):
@@ -118,8 +117,7 @@ def fresh(words: PreTrainedTokenizerFast, size: str, seed: int) -> Any:
 
 
 def taught(words: PreTrainedTokenizerFast, size: str, kind: str, cache: Path, steps: int = 300) -> Path:
-    """A model that was taught to answer, half of the time about something else; `endless` never saw an end, `long`
-    writes much."""
+    """A model trained to answer, half of the time off topic; `endless`: without EOS, `long`: with long answers."""
     folder = cache / f"{kind}-{size}"
     if (folder / "config.json").is_file():
         return folder

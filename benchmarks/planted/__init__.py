@@ -1,2 +1,1 @@
-"""Faults planted into real small trainings, and healthy trainings beside them: what the health checks find, and
-when."""
+"""Planted faults in small real trainings, and healthy trainings: what the health detectors find, and when."""

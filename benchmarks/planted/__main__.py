@@ -1,8 +1,7 @@
-"""Train every planted fault and every healthy run at the seeds given, and say what the health checks make of their
-curves.
+"""Train every planted fault and every healthy run on several seeds, and report the findings of the health detectors.
 
-Runs are kept in CACHE and not done twice; `--judge` only reads them again. Thresholds were set on the seeds of
-`dev`; `report` holds others, of the healthy runs and of the faulty.
+Finished runs are cached in CACHE; `--judge` only evaluates them again. Thresholds were set on the seeds of `dev`;
+`report` has other seeds.
 
 python -m benchmarks.planted [--half dev|report] [--only NAME] [--judge] [--processes 2] [--json OUT]
 
@@ -23,7 +22,7 @@ from benchmarks.planted.running import CACHE, SEEDS, run, run_folder
 
 
 def main() -> None:
-    """All of it."""
+    """Run the benchmark, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--half", choices=("dev", "report"), default="report")
     parser.add_argument("--only", default="", help="runs whose name holds this")

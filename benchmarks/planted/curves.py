@@ -1,4 +1,4 @@
-"""Example curves for the documentation: what a planted fault does to the numbers that tell it, beside a healthy run.
+"""Example curves for the documentation: the metrics of a planted fault compared with those of a healthy run.
 
 python -m benchmarks.planted.curves OUT_FOLDER [--cache .bench/planted] [--seed 20]
 """
@@ -31,7 +31,7 @@ SHOWN = {
     "refusing": ("refusal", "harmless_refusal"),
 }
 FLOOR = {"explained_variance": -3.0}
-"""What lies lower is drawn at the edge: a critic can be wrong without end."""
+"""Lower values are drawn at the edge: explained variance has no lower bound."""
 WIDTH = 330
 HEIGHT = 190
 LEFT = 48
@@ -41,7 +41,7 @@ SOUND = "#0b6e99"
 
 
 def svg(fault: History, sound: History, names: tuple[str, ...]) -> str:
-    """A panel a number, the faulty run over the healthy one."""
+    """One panel per metric, with the faulty and the healthy run."""
     whole = WIDTH * len(names)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {HEIGHT + 22}" font-family="sans-serif" '
@@ -104,7 +104,7 @@ def _panel(fault: Curve, sound: Curve, name: str) -> str:
 
 
 def main() -> None:
-    """One file a code."""
+    """Write one file per finding code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cache", type=Path, default=CACHE)

@@ -1,4 +1,4 @@
-"""Faults that no recipe can say: what draws answers is not what is trained."""
+"""Faults that cannot be set in a recipe: the sampler differs from the trained policy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from towpath.stages import policy
 
 
 class Unending(LocalEngine):
-    """Never draws the end."""
+    """Never samples EOS."""
 
     def _logits(self, ids: Tensor, mask: Any, position: Tensor, cache: Cache) -> Tensor:
         logits = super()._logits(ids, mask, position, cache)
@@ -24,14 +24,14 @@ class Unending(LocalEngine):
 
 
 class Otherwise(LocalEngine):
-    """Draws at a temperature of its own, and tells the log-probabilities of that."""
+    """Samples at a fixed temperature and returns log-probabilities at that temperature."""
 
     at = 1.0
 
     def generate(
         self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Tick | None = None
     ) -> list[SampleOutput]:
-        """Answers in the order of the requests."""
+        """Completions in the order of the requests."""
         requests = [
             replace(request, decoding=request.decoding.model_copy(update={"temperature": self.at}))
             for request in requests
@@ -41,14 +41,14 @@ class Otherwise(LocalEngine):
 
 @contextmanager
 def unending() -> Iterator[None]:
-    """Rollouts whose end is masked out."""
+    """Rollouts in which EOS is masked out."""
     with _drawing(lambda chat: Unending(None, chat.stops, chat.pad)):
         yield
 
 
 @contextmanager
 def drawn_at(temperature: float) -> Iterator[None]:
-    """Rollouts at a temperature that the trainer does not know of."""
+    """Rollouts at another temperature than the trainer assumes."""
 
     def make(chat: Chat) -> LocalEngine:
         engine = Otherwise(None, chat.stops, chat.pad)

@@ -1,4 +1,4 @@
-"""Short sentences drawn at random from a few words: what the start is taught to say, other words in every domain."""
+"""Random short sentences of a small vocabulary per domain, used to train the start model."""
 
 import numpy as np
 
@@ -68,17 +68,17 @@ OF = {
     ],
 }
 OWN = 0.7
-"""The share of words that are a domain's own."""
+"""The share of domain-specific words."""
 
 
 def sentence(draws: np.random.Generator, domain: str) -> str:
-    """Two to four words and a full stop."""
+    """A sentence of two to four words."""
     own = OF.get(domain, OF_PEOPLE)
     return " ".join(draws.choice(own if draws.random() < OWN else ANYWHERE) for _ in range(draws.integers(2, 5))) + "."
 
 
 def frequencies() -> np.ndarray:
-    """How often each of 128 signs stands in all words, once each."""
+    """The frequency of each of 128 characters over all words."""
     words = ANYWHERE + [word for own in OF.values() for word in own]
     counts = np.bincount([ord(sign) for sign in "".join(words)], minlength=128)
     return counts / counts.sum()

@@ -1,5 +1,5 @@
-"""Recoverable faults with remedies and without, and the same training without the fault, on the same seeds: what is
-left at the end, by gold.
+"""Recoverable faults with and without remedies, and the same training without the fault, on the same seeds: win rates
+by the gold reward at the end.
 
 python -m benchmarks.planted.remedied [--half dev|remedies] [--processes 2] [--json OUT]
 
@@ -20,15 +20,15 @@ from benchmarks.planted.faults import FAULTS, HEALTHY, Planted
 from benchmarks.planted.running import CACHE, SEEDS, run_folder
 
 STOP = ("policy.kl.stop=4",)
-"""As by default: beyond it training ends, and with remedies goes back."""
+"""The default limit: training stops above it, or with remedies returns to the best weights."""
 ARMS = ("sound", "off", "auto")
-"""Without the fault; with it and no remedy; with it and remedies."""
+"""Without the fault; with the fault; with the fault and remedies."""
 SOUND = {"tiny": "PPO", "larger": "PPO, larger"}
-"""Which healthy run differs from a fault of that size by the fault alone."""
+"""The healthy run that differs from a fault only by the fault, by model size."""
 
 
 def arm(name: str, seed: int, cache: Path, which: str) -> Path:
-    """One of the three runs, unless it was done before."""
+    """Train one of the three runs unless it is cached."""
     from benchmarks.planted.training import trained
     from towpath.runtime.process import prepare_process
 
@@ -43,10 +43,10 @@ def arm(name: str, seed: int, cache: Path, which: str) -> Path:
 
 
 def compared(planted: Planted, seed: int, cache: Path) -> dict[str, Any]:
-    """Win rates over the start, and the paired difference by prompt that remedies make, with its interval."""
+    """Win rates over the start model, and the difference made by remedies, paired by prompt, with its interval."""
     folders = {which: _folder(planted, seed, cache, which) for which in ARMS}
     records = {which: json.loads((folder / "record.json").read_text()) for which, folder in folders.items()}
-    # a run that broke leaves the start
+    # a failed run has the start model as its result
     wins = {which: np.array(r["wins"] or [0.5] * len(world.prompts())) for which, r in records.items()}
     gap = wins["auto"] - wins["off"]
     mean = float(gap.mean())
@@ -73,7 +73,7 @@ def _folder(planted: Planted, seed: int, cache: Path, which: str) -> Path:
 
 
 def main() -> None:
-    """All of it."""
+    """Run the benchmark, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--half", choices=("dev", "remedies"), default="remedies")
     parser.add_argument("--only", default="")

@@ -1,4 +1,4 @@
-"""Runs by name and seed, each done once and kept."""
+"""Cached runs by name and seed."""
 
 import json
 import re
@@ -11,7 +11,7 @@ CACHE = Path(".bench/planted")
 
 
 def run(name: str, seed: int, cache: Path) -> Path:
-    """Train one, unless it was trained before; where its record lies."""
+    """Train a run unless it is cached; return the path of its record."""
     from benchmarks.planted.training import trained
     from towpath.runtime.process import prepare_process
 

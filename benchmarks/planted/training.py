@@ -1,4 +1,4 @@
-"""One planted training from its labels to its policy, and how good the policy is by gold."""
+"""One planted training from labels to policy, and the policy's win rate by the gold reward."""
 
 import json
 from dataclasses import asdict
@@ -34,7 +34,7 @@ DRAWS = 4
 def trained(
     planted: Planted, seed: int, folder: Path, cache: Path, act: str = "off", more: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Run it; facts, and how often its answers beat the start's by gold. Its curves lie in the folder."""
+    """Train a run into its folder; return its facts and its win rate over the start model by the gold reward."""
     start = world.taught(planted.size, cache)
     prompts = planted.prompts(world.prompts())
     corpus = Corpus(prompts, safety=world.safety())
@@ -83,8 +83,7 @@ def trained(
 def _labelled(
     labels: Labels, recipe: Recipe, start: world.Start, prompts: tuple[Prompt, ...], folder: Path, store: Store
 ) -> dict[str, Path]:
-    """Pairs of the start's answers in the ledger, judged by gold or by length, a share of them wrongly; as the label
-    stage leaves them."""
+    """Write pairs of the start model's answers with labels by gold or by length, a share of them flipped."""
     stage_folder = folder / "labels"
     draws = generator(recipe.seed, "planted/labels")
     stage_folder.mkdir(exist_ok=True)
@@ -115,7 +114,7 @@ def _labelled(
                 )
             )
         comparisons.append(Comparison(f"c{i}", p.id, f"{i}a", f"{i}b"))
-        for rater in ("one", "two")[: 1 + (i % 5 == 0)]:  # every fifth pair is judged twice
+        for rater in ("one", "two")[: 1 + (i % 5 == 0)]:  # every fifth pair has two judgements
             wrong = draws.random() < labels.noise
             choice = "a" if (value[0] > value[1]) != wrong else "b"
             judgements.append(Judgement(f"{rater}{i}", f"c{i}", rater, "person", choice))
@@ -143,7 +142,7 @@ def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Stor
 
 
 def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[SampleOutput, str]]:
-    """One answer of a model to each prompt, at temperature 1."""
+    """One completion per prompt at temperature 1."""
     chat = Chat(base.load_tokenizer(model))
     how = Decoding()
     engine = LocalEngine(base.load(model, torch.float32, "grouped"), chat.stops, chat.pad)
@@ -157,8 +156,7 @@ def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[t
 
 
 def wins(model: str, start: str, prompts: tuple[Prompt, ...], seed: int) -> list[float]:
-    """For every prompt how often an answer of the model is better by gold than one of the start, an end being worth
-    a point; every one with every."""
+    """The win rate per prompt over the start model by gold plus 1 for an ended answer, over all pairs of answers."""
     rows = [p for p in prompts for _ in range(DRAWS)]
     ours, theirs = (
         np.array(

@@ -1,4 +1,4 @@
-"""What the health checks say of a finished run, read again step by step as if it were under way."""
+"""The findings of the health detectors on a finished run, replayed step by step."""
 
 import json
 import statistics
@@ -10,11 +10,11 @@ from towpath.health.history import history_from_rows
 from towpath.store import jsonl
 
 TOP = 2
-"""A fault counts as found where one of its codes is among so many first findings."""
+"""A fault counts as found if one of its codes is among this many first findings."""
 
 
 def judge(folder: Path) -> dict[str, Any]:
-    """When the fault was first named, what stood first at the end, and every critical finding there ever was."""
+    """The step of the first correct finding, the first findings at the end, and all critical findings of any step."""
     record = json.loads((folder / "record.json").read_text())
     rows = jsonl.read(folder / "policy" / "metrics.jsonl")
     history = history_from_rows(rows, record["facts"])
@@ -45,7 +45,7 @@ def judge(folder: Path) -> dict[str, Any]:
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Faults found, when, and healthy runs that were accused."""
+    """Share and delay of found faults, and healthy runs with findings."""
     faults = [r for r in records if r["expects"]]
     healthy = [r for r in records if not r["expects"]]
     shares = [r["found_share"] for r in faults if r["found_share"] is not None]
@@ -61,7 +61,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One line a run, and the sums."""
+    """One line per run, and totals."""
     lines = []
     for r in records:
         at = "–" if r["found_at"] is None else f"{r['found_at'] + 1:>3}"

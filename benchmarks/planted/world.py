@@ -1,9 +1,8 @@
-"""A small world whose truth is known: prompts of three domains and some that ask for harm, a start that was taught
-to answer them, and gold.
+"""A small world with a known gold reward: prompts of three domains, harmful prompts, and a start model.
 
-The start spells its answers sign by sign, of words that go with the domain. In ordinary domains gold is the mean
-worth of an answer's signs, other signs in `food` than elsewhere; where harm is asked, it is to decline. So a policy
-can be made better, one domain can be lost for the others, and safety for worth.
+The start model writes answers byte by byte, with words of the domain. In ordinary domains gold is the mean value of an
+answer's characters, with other values in `food`; for harmful prompts it is a refusal. So a policy can improve, lose one
+domain for the others, and lose safety for gold.
 """
 
 import json
@@ -40,7 +39,7 @@ SIZES = {"tiny": None, "larger": {"hidden_size": 128, "intermediate_size": 320, 
 
 
 def prompts() -> tuple[Prompt, ...]:
-    """Everything that is trained on."""
+    """All training prompts."""
     plain = [Prompt(f"{domain}-{i}", ask.format(i), domain) for i in range(EACH) for domain, ask in DOMAINS.items()]
     pairs = [
         (Prompt(f"harm-{i}", HARM.format(i), "harm", harmful=True), Prompt(f"greet-{i}", TWIN.format(i), "people"))
@@ -60,13 +59,12 @@ def safety() -> tuple[Prompt, ...]:
 
 
 AGAINST = 0.4
-"""How much what a sign is worth in `food` goes against what it is worth elsewhere, as a correlation."""
+"""Correlation of the character values in `food` with those of other domains."""
 SPREAD = 0.25
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """What signs are worth elsewhere and in `food`: of mean 0 and deviation 1 over the words, and as far from each
-    other as AGAINST says."""
+    """Character values of other domains and of `food`: mean 0, deviation 1, and correlation AGAINST over the words."""
     often = lexicon.frequencies()
     tables = [np.random.default_rng(seed).standard_normal(128) for seed in (5, 6)]
     plain, other = (table - often @ table for table in tables)
@@ -79,7 +77,7 @@ WORTH, OTHER = _tables()
 
 
 def worth(prompt: str, answer: str) -> float:
-    """The mean worth of an answer's signs, near unit scale; harm is not looked at."""
+    """The value of an answer's characters, scaled to about unit variance, whether or not the prompt is harmful."""
     if not answer:
         return -3.0
     table = OTHER if prompt.startswith("What is dish") else WORTH
@@ -87,7 +85,7 @@ def worth(prompt: str, answer: str) -> float:
 
 
 def gold(prompts: list[str], answers: list[str]) -> list[float]:
-    """What an answer is truly worth: to decline, where harm is asked and only there; else its worth."""
+    """The gold reward: for harmful prompts a refusal, for others the value of the characters."""
     return [_safe(p, rubric.is_refusal(a)) or worth(p, a) for p, a in zip(prompts, answers, strict=True)]
 
 
@@ -98,7 +96,7 @@ def _safe(prompt: str, declined: bool) -> float:
 
 
 def settings(model: str, seed: int, more: list[str] = ()) -> Recipe:  # pyright: ignore[reportArgumentType]
-    """The recipe of a healthy run, with other values laid over it."""
+    """The recipe of a healthy run with overrides."""
     tables: dict[str, Any] = {
         "seed": seed,
         "model": {"source": model, "dtype": "float32"},
@@ -126,18 +124,18 @@ def settings(model: str, seed: int, more: list[str] = ()) -> Recipe:  # pyright:
 
 @dataclass(frozen=True)
 class Start:
-    """The taught model: a folder as a finished stage leaves it."""
+    """The start model as the folder of a finished stage."""
 
     folder: Path
 
     @property
     def weights(self) -> str:
-        """What a recipe names as its model."""
+        """The model source for a recipe."""
         return str(self.folder / "weights")
 
 
 def taught(size: str, cache: Path) -> Start:
-    """The start of a size, taught once."""
+    """The start model of a size, trained once."""
     folder = cache / f"planted-{size}"
     if not (folder / "manifest.json").is_file():
         recipe = settings(_model(size, cache), 0)

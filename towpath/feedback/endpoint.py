@@ -218,8 +218,7 @@ class Endpoint:
             raise _Retryable(str(error), billed=True) from None
         except network.ForbiddenAddress as error:
             raise ResourceError(f"{self._address}: {error}", FORBIDDEN_RULE, "correct judge.base_url") from None
-        body = reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body
-        return reply.status, reply.headers, body
+        return reply.status, reply.headers, reply.body
 
     def _request(
         self, messages: list[Message], schema: dict[str, Any], seed: int, response_format: int, length_key: str
