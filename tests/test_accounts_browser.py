@@ -92,7 +92,7 @@ def test_account_lifecycle_from_invitation_to_reset(visit, store):
     new.wait_for_url("**/rate")
     owner.goto("/owner/audit")
     owner.select_option("[name=who]", "dan")
-    owner.click("text=Show")
+    owner.click("text=Filter")
     assert owner.locator("tbody td:nth-child(3)").all_inner_texts() == ["reset password", "change password", "join"]
 
 

@@ -171,7 +171,7 @@ def test_pass_and_fail_differ_visually(opened, axe, scheme):
             "rater error",
         ):
             assert heading in words
-        assert re.search(r"Agreement of raters\s+[\d.]+\s%\s+[\d.]+\sto\s[\d.]+\s% of \d+", words)
+        assert re.search(r"Inter-rater agreement\s+[\d.]+\s%\s+[\d.]+\sto\s[\d.]+\s% of \d+", words)
         boxes = page.locator(".scroll").all()
         assert boxes
         for box in boxes:

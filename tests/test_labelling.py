@@ -159,8 +159,8 @@ def test_recorded_preferences_train_a_reward_model(sampled, tmp_path):
     ]
     assert json.loads((run / "reports" / "summary.json").read_text())["skipped_rows"] == {"preferences": 2}
     assert "1 comparisons left out: their prompts are held out" in evidence
-    assert "1 comparisons left out: answers that are one in their first" in evidence
-    assert "2 of 84 answers are read to preferences.max_new_tokens" in evidence
+    assert "1 comparisons left out: answers equal in their first" in evidence
+    assert "2 of 84 answers are truncated to preferences.max_new_tokens" in evidence
     reward = result(run, "reward")["result"]
     assert reward["pairs"] + reward["n"] == 40
     assert "sample" not in json.loads((run / "current.json").read_text())["stages"]

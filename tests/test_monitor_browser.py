@@ -97,7 +97,7 @@ def test_new_step_is_drawn(visit, run):
 def test_charts_show_their_metrics(visit):
     page = visit()
     for title, words in (
-        ("Reward", "score alone"),
+        ("Reward", "score without penalties"),
         ("Reward by domain", "cooking"),
         ("Reward by source", "rule:ends"),
         ("KL, nats per prompt", "k3"),
@@ -184,7 +184,7 @@ def test_chart_tooltip_by_pointer_and_keyboard(visit):
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 60)
     page.wait_for_function("() => !document.querySelector('.tip').hidden")
     assert "step" in tip(page)
-    assert "score alone" in tip(page)
+    assert "score without penalties" in tip(page)
     page.mouse.move(0, 0)
     plot.focus()
     page.keyboard.press("Home")

@@ -99,7 +99,7 @@ def test_a_run_is_exported_token_for_token_and_keeps_every_eos(finished: tuple[P
 
 def test_an_answer_that_ends_in_any_eos_has_stopped(finished: tuple[Path, Recipe]) -> None:
     run, _made = finished
-    sampled = [c for path in run.glob("stages/baseline/*/answers-*.jsonl") for c in generation.read(path)]
+    sampled = [c for path in run.glob("stages/baseline/*/answers-*.jsonl") for c in generation.read_completions(path)]
     ended = {c.token_ids[-1] for c in sampled if c.finish == "stop"}
     assert OTHER_END in ended and ended <= {2, OTHER_END}
     for c in sampled:

@@ -296,7 +296,7 @@ def test_finding_for_a_rater_who_is_too_fast():
     slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
     findings = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
     assert [one.code for one in findings] == ["rater-hurried"]
-    assert findings[0].evidence == "ann: 0.4 s a pair, a median of 300 words a second over 12 judgements"
+    assert findings[0].evidence == "ann: 0.4 s per pair, a median of 300 words a second over 12 judgements"
     assert rater_quality.rater_findings(rater_quality.measure_quality(slow, texts=texts)) == []
     assert rater_quality.rater_findings(rater_quality.measure_quality(fast[:9], texts=texts)) == []
 
@@ -320,7 +320,7 @@ def test_rater_findings_on_the_owner_page(team, light):
     many_verdicts(light, "ann", 12)
     with signed_in(team, "vic") as viewer:
         page = viewer.get("/owner").text
-    assert "ann: the left answer won 100% [76%, 100%] of 12" in page
+    assert "ann: chose the left answer in 100% [76%, 100%] of 12" in page
     assert "76 to 100 % of 12" in page
     percents = re.findall(r"\d+ %", re.sub(r"<small>[^<]*</small>|data-\S+|aria-\S+", "", page))
     assert len(percents) <= 2, "every other percentage has an interval"

@@ -219,7 +219,7 @@ def test_failed_gate_is_stated_first(tmp_path: Path) -> None:
     ]
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
     assert text.count("✓ PASS") == 3 and text.count("✗ FAIL") == 1 and text.count("? UNDECIDED") == 1
-    sentence = "The evaluate gate failed: 61.0\u00a0% against 70\u00a0%."
+    sentence = "The evaluate gate failed: 61.0\u00a0% (threshold 70\u00a0%)."
     assert sentence in text and text.index(sentence) < text.index("Stages and gates")
 
 

@@ -1,5 +1,6 @@
 """Routing of comparisons to people, and labelling cost: by construction, by simulation, and by hand."""
 
+import json
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -8,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scripted import answer, read_fences, served, verdict_json
+from sqlalchemy import select
 
 from towpath.data.corpus import Corpus
 from towpath.data.draws import generator
-from towpath.errors import DataError
+from towpath.errors import DataError, Waiting
 from towpath.feedback import calibration, label_budget
 from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
 from towpath.feedback.routing import RoutingConfig, Signals, label_doubt, route_comparisons
 from towpath.recipe import Recipe
-from towpath.recipe.stage_configs import LabelConfig
-from towpath.records import Comparison, Completion, Judgement, Prompt
+from towpath.recipe.stage_configs import LabelConfig, RewardConfig
+from towpath.records import Comparison, Completion, Judgement, Label, Prompt, as_row
 from towpath.run.fingerprint import plan_stages
-from towpath.stages import annotate, reward_margins
+from towpath.stages import annotate, label, reward, reward_margins
+from towpath.stages.job import Job
+from towpath.store import manifest, schema
 from towpath.store.store import Store
 from towpath.store.task_queue import Gold
 
@@ -367,3 +372,75 @@ def test_reward_margins_are_computed_once(tmp_path, monkeypatch):
     assert scored == [4, 2], "only the new comparison is scored again"
     del job.inputs["reward"]
     assert reward_margins.reward_margins(job, comparisons) == {}
+
+
+FOLDERS = {
+    "sft": "sft",
+    "sample": "aaaaaa000000",
+    "sample@2": "bbbbbb000000",
+    "label": "label",
+    "reward": "reward",
+    "label@2": "label-2",
+}
+
+
+def two_answers(prefix, count, round_):
+    """Comparisons of a sample stage whose fingerprint begins with the prefix."""
+    names = [f"{prefix}.{i}" for i in range(count)]
+    return [Comparison(name, f"p-{name}", f"{name}a", f"{name}b", round_) for name in names]
+
+
+def test_label_stage_of_a_second_round_routes_with_the_trained_reward_model(tmp_path, tiny_folder):
+    """Nothing is replaced: reward stage of round 1, judge over HTTP, SQLite, label stage of round 2."""
+    first = two_answers("aaaaaa", 24, round_=1)
+    second = two_answers("bbbbbb", 16, round_=2)
+    contradicted = {second[0].id, second[1].id}
+    domains = {second[2].prompt_id: "law"}
+    prompts = tuple(
+        Prompt(c.prompt_id, f"{'Wrong' if c.id in contradicted else 'Right'} {c.id}?", domains.get(c.prompt_id, "home"))
+        for c in (*first, *second)
+    )
+    folders = {name: tmp_path / folder for name, folder in FOLDERS.items()}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["sft"] / "weights").symlink_to(tiny_folder)
+
+    def judge(request, _number):
+        """Prefers the answer `yes`, and `no` where the prompt says so."""
+        first_answer, _, _ = read_fences(request)
+        prefers_no = "Wrong" in request["messages"][1]["content"]
+        return answer(verdict_json("first" if first_answer.startswith("yes") != prefers_no else "second"))
+
+    with Store.open(tmp_path / "ledger.db") as store, served(judge) as server:
+        store.add_prompts(prompts)
+        for c in (*first, *second):
+            texts = ((c.a, "yes yes yes"), (c.b, "no no no"))
+            store.add_completions([Completion(name, c.prompt_id, "sft", text, (), (), "stop") for name, text in texts])
+        store.add_comparisons([*first, *second])
+        store.set_gold([Gold(second[3].id, "a")])
+        recipe = Recipe.model_validate(
+            {
+                "model": {"source": "tiny", "dtype": "float32"},
+                "preferences": {"raters": "blend", "human_share": 0.3, "audit_share": 0.1, "overlap": 0.0},
+                "judge": {"base_url": server.url, "model": "m"},
+            }
+        )
+        labels = [as_row(Label(c.id, "a", 1.0, 1)) for c in first]
+        (folders["label"] / "labels.json").write_text(json.dumps(labels))
+        manifest.write(folders["label"], {"result": {"agreement": {"rate": 1.0, "n": 0}, "ceiling": None}})
+        inputs = {name: folders[name] for name in ("sft", "sample", "label")}
+        config = RewardConfig.from_recipe(recipe)
+        trained = reward.run(Job(config, tmp_path, "reward", folders["reward"], inputs, store, Corpus(prompts)))
+        manifest.write(folders["reward"], {"result": trained, "inputs": {}})
+        assert trained["accuracy"] == 1.0
+        inputs = {name: folders[name] for name in ("sample", "sample@2", "sft", "reward")}
+        job = Job(
+            LabelConfig.from_recipe(recipe), tmp_path, "label@2", folders["label@2"], inputs, store, Corpus(prompts), 2
+        )
+        with pytest.raises(Waiting, match="reward model differs"):
+            label.run(job)
+        tasks = store.read(lambda connection: connection.execute(select(schema.tasks)).all())
+    routed = {task.comparison: task.reason.split(", ") for task in tasks}
+    assert {name for name, reasons in routed.items() if "reward model differs" in reasons} == contradicted
+    assert {name for name, reasons in routed.items() if "new domain" in reasons} == {second[2].id}
+    assert {name for name, reasons in routed.items() if "gold" in reasons} == {second[3].id}

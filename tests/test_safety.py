@@ -10,7 +10,7 @@ from scripted import answer, served
 
 from towpath.data.corpus import Corpus
 from towpath.evals import jailbreaks, safety
-from towpath.feedback import refusal_judge, rubric
+from towpath.feedback import judge_pool, refusal_judge, rubric
 from towpath.recipe import Recipe
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Prompt
@@ -131,6 +131,16 @@ def test_refusal_judge_caches_verdicts_and_keeps_unreadable_ones_unjudged(tmp_pa
         assert len(server.calls) == calls, "replies are cached"
         assert verdicts(pairs, judge=cfg, evaluate={"ask_judge": False}) is None
     assert verdicts(pairs) is None
+
+
+def test_refusal_judge_gives_up_on_a_server_that_does_not_answer(tmp_path, store, chat, monkeypatch):
+    monkeypatch.setattr(judge_pool, "GIVE_UP", 3)
+    with served(lambda *_: (503, {}, b"")) as server:
+        cfg = {"base_url": server.url, "model": "m", "retries": 0, "concurrency": 1}
+        evaluation = job(tmp_path, store, chat, judge=cfg)
+        assert jailbreak_eval.judge_refusals(evaluation, [(HARMFUL, f"Answer {i}.") for i in range(20)]) is None
+        assert len(server.calls) <= 6
+    assert "3 consecutive" in evaluation.findings[0].cause
 
 
 def test_judge_authentication_error_does_not_stop_the_evaluation(tmp_path, store, chat):

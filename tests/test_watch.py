@@ -228,9 +228,9 @@ def test_exploited_answers_are_requeued(tmp_path: Path) -> None:
         job = Job(
             PolicyConfig.from_recipe(Recipe()), tmp_path, "policy", folder, {"reward": reward}, store, Corpus(prompts)
         )
-        assert requeue.put_back(job, "no gain in 3 validations") == 0
-        assert requeue.put_back(job, "reward-hacking: it is exploited") == 20
-        assert requeue.put_back(job, "reward-hacking: it is exploited") == 20  # idempotent
+        assert requeue.requeue_hacked_samples(job, "no gain in 3 validations") == 0
+        assert requeue.requeue_hacked_samples(job, "reward-hacking: it is exploited") == 20
+        assert requeue.requeue_hacked_samples(job, "reward-hacking: it is exploited") == 20  # idempotent
         made = store.comparisons()
         assert len(made) == 20
         assert {c.id.split(".")[0] for c in made} == {"abcdef"}, (

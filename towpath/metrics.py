@@ -45,7 +45,7 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("the training loss", direction=-1),
     "policy_loss": Metric("the clipped surrogate", "policy loss"),
     "value_loss": Metric("the critic's loss", "value loss", direction=-1),
-    "clip_fraction": Metric("share of tokens whose ratio was clipped", "clipped", form="percent", direction=-1),
+    "clip_fraction": Metric("share of tokens whose ratio was clipped", "clip fraction", form="percent", direction=-1),
     "ratio": Metric("mean probability ratio of the new policy to the old"),
     "ratio_error": Metric("mean distance of that ratio from 1", legend="mean", direction=-1),
     "first_ratio_error": Metric(
@@ -64,13 +64,15 @@ METRICS: dict[str, Metric] = {
     ),
     "kl_per_token": Metric("nats a token to the reference", "KL, nats per token", "to the tuned model", direction=-1),
     "kl_std": Metric("standard deviation of the KL between answers", "KL, standard deviation"),
-    "score": Metric("reward before penalties and bonuses", legend="score alone", direction=1),
+    "score": Metric("reward before penalties and bonuses", legend="score without penalties", direction=1),
     "reward": Metric("reward of an answer, without the KL penalty", "reward", direction=1),
     "reward_std": Metric("standard deviation of the reward in a rollout", "reward, standard deviation"),
     "reward_turned": Metric("reward with the weights, penalties and bonuses that interventions set", direction=1),
     "score_spread": Metric("standard deviation between reward models", direction=-1),
-    "reward_length_corr": Metric("correlation of an answer's score with its length"),
-    "reward_repetition_corr": Metric("correlation of an answer's reward with its repetition, penalties included"),
+    "reward_length_corr": Metric("correlation of an answer's score with its length", legend="length"),
+    "reward_repetition_corr": Metric(
+        "correlation of an answer's reward with its repetition, penalties included", legend="repetition"
+    ),
     "length_worth": Metric("score for one more token: the slope of the score on length"),
     "repetition_worth": Metric("reward for an answer of repetition alone: the slope of the reward on repetition"),
     "length": Metric("tokens of an answer", "length, tokens"),

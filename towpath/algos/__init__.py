@@ -12,7 +12,7 @@ from towpath.recipe.reader import Section, check
 
 
 def module_name(name: str) -> str:
-    """The module a recipe names."""
+    """The module of an algorithm named in a recipe."""
     return name if "." in name else f"{__name__}.{name}"
 
 
@@ -36,7 +36,7 @@ def require_settings(module: ModuleType, settings: dict[str, Any]) -> None:
 
 
 def source_of(module: str) -> Path | None:
-    """The file of a module, which is not run; None where there is none."""
+    """The file of a module, which is not run; None if there is none."""
     try:
         spec = find_spec(module)
     except (ModuleNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""What an algorithm gets from a pass and what it returns.  B rows, T answer tokens, D width."""
+"""Inputs and results of an algorithm: model outputs and metrics.  B rows, T answer tokens, D width."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -38,12 +38,12 @@ class Outputs:
 
 
 def add(into: Metrics, more: Metrics) -> None:
-    """Add sums to sums and weights to weights."""
+    """Add (sum, weight) metrics to others."""
     for name, (total, weight) in more.items():
         before = into.get(name, (0.0, 0.0))
         into[name] = (before[0] + total, before[1] + weight)
 
 
 def means(metrics: Metrics) -> dict[str, float]:
-    """Sums over weights."""
+    """Metrics as means: sum divided by weight."""
     return {name: total / weight if weight else 0.0 for name, (total, weight) in metrics.items()}

@@ -1,6 +1,6 @@
 """The mathematics of preference learning and policy gradients: tensors in, tensors out.
 
-B rows, T answer tokens.  Masked places never reach a result.
+B rows, T answer tokens.  Masked positions never affect a result.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the true places of the mask."""
+    """Mean over the positions where the mask is true."""
     return torch.where(mask, x, 0.0).sum() / mask.sum()
 
 
@@ -32,14 +32,14 @@ def kl_estimates(logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def token_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) -> Tensor:
-    """-coef * KL at every token, the score added at the last one."""
+    """-coef * KL at every token, plus the score at the last token [B,T]."""
     last_B = mask_BT.sum(1) - 1
     reward_BT = torch.where(mask_BT, -coef * kl_BT, 0.0)
     return reward_BT.scatter_add(1, last_B[:, None], score_B[:, None].to(reward_BT.dtype))
 
 
 def sequence_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) -> Tensor:
-    """The whole answer's reward: its score less coef * KL summed over its tokens."""
+    """Reward of a whole answer [B]: its score minus coef * KL summed over its tokens."""
     return score_B - coef * torch.where(mask_BT, kl_BT, 0.0).sum(1)
 
 
@@ -93,13 +93,13 @@ def clipped_policy_loss(log_ratio: Tensor, advantage: Tensor, low: float, high: 
 
 
 def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float) -> Tensor:
-    """Half the squared error, no smaller than that of a value held near its old one."""
+    """Half the squared error, or that of the value clipped around its old one if it is larger (value clipping)."""
     held = old_value + (value - old_value).clamp(-clip, clip)
     return 0.5 * torch.maximum((value - target) ** 2, (held - target) ** 2)
 
 
 def bradley_terry(margin: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
-    """-log P(chosen beats rejected), with a chance given to the other answer."""
+    """-log P(chosen beats rejected), with label smoothing."""
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
 
 

@@ -19,7 +19,7 @@ TRAINS = {"policy": ("logp", "entropy")}
 
 
 def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
-    """Every answer's advantage: its reward against its group's."""
+    """Advantage of each answer: its reward minus the mean reward of its group."""
     c = batch.columns
     reward_B = batch.columns["reward"]
     if cfg.grpo.kl == "reward":

@@ -25,12 +25,12 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
 
 
 def weigh(batch: Batch, cfg: Policy) -> float:
-    """Answers."""
+    """The number of answers."""
     return float(len(batch))
 
 
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum over answers of the value lost."""
+    """Sum over answers of the KTO loss."""
     c = batch.columns
     kto = cfg.kto
     log_ratio_B = pairwise.sums(out.logp_BT - c["ref_logp"], out.mask_BT)

@@ -1,4 +1,4 @@
-"""What algorithms on pairs share: rows come two by two, the chosen first.  B rows, T answer tokens, N pairs."""
+"""Functions shared by the pairwise algorithms; rows alternate: chosen, rejected.  B rows, T answer tokens, N pairs."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def prepare(batch: Batch, cfg: Any, knobs: dict[str, float]) -> Batch:
 
 
 def weigh(batch: Batch, cfg: Any) -> float:
-    """Pairs."""
+    """The number of pairs."""
     return len(batch) / 2
 
 
 def sums(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Over the answer tokens of each row."""
+    """Sum over the answer tokens of each row [B]."""
     return torch.where(mask_BT, x_BT, 0.0).sum(1)
 
 
@@ -30,7 +30,7 @@ def split_pairs(x_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def metrics(cost_N: Tensor, chosen_N: Tensor, rejected_N: Tensor) -> Metrics:
-    """The loss, how often the chosen leads, and by how much."""
+    """Loss, accuracy (the chosen answer has the higher log-ratio) and margin."""
     chosen_N = chosen_N.detach()
     rejected_N = rejected_N.detach()
     count = float(len(cost_N))

@@ -15,7 +15,7 @@ TRAINS = {"policy": ("logp", "entropy"), "critic": ("value",)}
 
 
 def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
-    """Token rewards, advantages and returns of a rollout, before its first update."""
+    """Token rewards, advantages and returns (GAE) of a rollout batch, before the first update."""
     c = batch.columns
     # reward: -kl_coef * KL at every token, the score at the last
     kl_BT, mask_BT = surrogate.log_ratios(batch)
@@ -31,7 +31,7 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
 
 
 def weigh(batch: Batch, cfg: Policy) -> float:
-    """The tokens of a minibatch, by which its loss is divided."""
+    """The number of answer tokens; the loop divides the loss by it."""
     return float(batch.mask_BT.sum())
 
 

@@ -25,7 +25,7 @@ def prepare(batch: Batch, cfg: Reward, knobs: dict[str, float]) -> Batch:
 
 
 def weigh(batch: Batch, cfg: Reward) -> float:
-    """Decided pairs."""
+    """The number of decided pairs."""
     return float((batch.columns["beats"] > 0).sum())
 
 
@@ -36,7 +36,7 @@ def margins(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def decided(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Both scores of every decided pair, and its strength."""
+    """Scores of the chosen and the rejected answer of every decided pair [N], and its strength."""
     beats_BK = batch.columns["beats"]
     place_B = batch.columns["place"]
     row_N, k_N = torch.nonzero(beats_BK > 0, as_tuple=True)

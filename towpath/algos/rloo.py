@@ -23,7 +23,7 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
 
 
 def weigh(batch: Batch, cfg: Policy) -> float:
-    """Answers: an answer's log-probability is the sum of its tokens'."""
+    """The number of answers: the log-probability of an answer is the sum over its tokens."""
     return float(len(batch))
 
 

@@ -14,17 +14,17 @@ TRAINS = {"policy": ("logp",)}
 
 
 def prepare(batch: Batch, cfg: Sft, knobs: dict[str, float]) -> Batch:
-    """Nothing to prepare: a demonstration is its own target."""
+    """Demonstrations need no credit assignment."""
     return batch
 
 
 def weigh(batch: Batch, cfg: Sft) -> float:
-    """Answer tokens, by weight."""
+    """The weighted number of answer tokens."""
     return float((torch.as_tensor(batch.mask_BT.sum(1)) * _weight_B(batch)).sum())
 
 
 def loss(out: Outputs, batch: Batch, cfg: Sft, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum of -log p over answer tokens, by weight."""
+    """Weighted sum of -log p over answer tokens."""
     weight_B = _weight_B(batch).to(out.logp_BT)
     total = -torch.where(out.mask_BT, out.logp_BT * weight_B[:, None], 0.0).sum()
     return total, {"loss": (float(total.detach()), float((out.mask_BT.sum(1) * weight_B).sum()))}

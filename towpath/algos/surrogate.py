@@ -1,4 +1,4 @@
-"""What algorithms on rollouts share: the clipped surrogate on answer tokens.  B rows, T answer tokens."""
+"""The clipped surrogate loss on answer tokens, shared by the algorithms on rollouts.  B rows, T answer tokens."""
 
 import torch
 from torch import Tensor

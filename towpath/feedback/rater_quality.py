@@ -231,16 +231,16 @@ def _side_finding(one: RaterQuality) -> Finding:
         if way == "left"
         else (1 - one.left.value, 1 - one.left.high, 1 - one.left.low)
     )
-    evidence = (
-        f"{one.rater}: the {way} answer won {share:.0%} [{low:.0%}, {high:.0%}] of {one.left.n}; p {one.left_p:.1g}"
-    )
-    cause = "a habit of one key, or of the answer read first"
-    return Finding("rater-side", "warning", evidence, cause, "show them; order is shuffled, so it adds noise only")
+    interval = f"{share:.0%} [{low:.0%}, {high:.0%}]"
+    evidence = f"{one.rater}: chose the {way} answer in {interval} of {one.left.n}; p {one.left_p:.1g}"
+    cause = "position bias: one key is preferred, or the answer read first"
+    remedy = "tell the rater; sides are shuffled, so this adds noise but no bias"
+    return Finding("rater-side", "warning", evidence, cause, remedy)
 
 
 def _haste_finding(one: RaterQuality, evidence: str) -> Finding:
-    evidence = f"{one.rater}: {one.seconds:.1f} s a pair, {evidence}"
-    remedy = "speak with them; rate these pairs again"
+    evidence = f"{one.rater}: {one.seconds:.1f} s per pair, {evidence}"
+    remedy = "talk to the rater; have these pairs rated again"
     return Finding("rater-hurried", "warning", evidence, "answers are not read", remedy)
 
 
@@ -248,8 +248,8 @@ def _inconsistency_finding(one: RaterQuality) -> Finding:
     e = one.identical
     share = f"{1 - e.value:.0%} [{1 - e.high:.0%}, {1 - e.low:.0%}]"
     evidence = f"{one.rater}: preferred one answer in {share} of {e.n} pairs of identical texts"
-    cause = "answers are not read, or ties are thought forbidden"
-    return Finding("rater-inconsistent", "warning", evidence, cause, "show them the guidelines")
+    cause = "answers are not read, or ties are considered not allowed"
+    return Finding("rater-inconsistent", "warning", evidence, cause, "point the rater to the guidelines")
 
 
 def _lag_finding(one: RaterQuality, statistic: str, e: Estimate, pairs: str) -> Finding:

@@ -162,19 +162,19 @@ class Runtime(Protocol):
         ...
 
     def snapshot(self) -> Snapshot:
-        """A copy of all that trains."""
+        """A copy of all trainable weights."""
         ...
 
     def state(self) -> Snapshot:
-        """All that a checkpoint holds: what trains, and the optimizer; to be written before the next step."""
+        """Trainable weights and optimizer state for a checkpoint; must be written before the next step."""
         ...
 
     def restore(self, state: Snapshot) -> None:
-        """Take up what `snapshot` or `state` gave."""
+        """Load the tensors of `snapshot` or `state`."""
         ...
 
     def reset_optimizer(self) -> None:
-        """Forget moments: they belong to weights that were left."""
+        """Reset the optimizer's moments, which belong to other weights."""
         ...
 
     def save(self, role: str, path: Path) -> None:
@@ -186,11 +186,11 @@ class Runtime(Protocol):
         ...
 
     def export_adapter(self, role: str, folder: Path) -> None:
-        """Write the role's adapter as peft loads it."""
+        """Write the role's adapter in peft's format."""
         ...
 
     def publish(self, role: str, engine: WeightSink) -> int:
-        """Give an engine the role's weights as they are now; their version."""
+        """Give an engine the role's weights and return their version."""
         ...
 
     def describe(self, role: str) -> dict[str, Any]:
@@ -206,5 +206,5 @@ class Runtime(Protocol):
         ...
 
     def agree(self, value: float) -> float:
-        """The same number on every process: the first one's. For decisions that rest on a clock."""
+        """The first process's number, on every process; for decisions that depend on a clock."""
         ...

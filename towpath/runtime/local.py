@@ -1,4 +1,4 @@
-"""One process, one device: the specification that other runtimes are held to.
+"""Runtime of one process on one device: the reference implementation of the contract.
 
 B rows, T answer tokens, N answer tokens of all rows, S tokens of a row, D width, F features of a value head.
 """
@@ -92,7 +92,7 @@ class Local:
     # Roles
 
     def open(self, roles: Mapping[str, RoleSpec], optimizer: OptimizerConfig | None = None) -> None:
-        """Load models, make adapters and heads; an optimizer where something trains."""
+        """Load models, add adapters and heads, and make an optimizer if a role trains."""
         for name, spec in roles.items():
             self._specs[name] = spec
             self.roles[name] = self._role(name, spec)
@@ -107,7 +107,7 @@ class Local:
             self.start(rates, config.eps, config.weight_decay)
 
     def close(self, role: str) -> None:
-        """Let go of a role, and of its model where no other role reads it."""
+        """Close a role, and free its model if no other role uses it."""
         trunk = self.roles.pop(role).trunk
         self._specs.pop(role, None)
         if all(other.trunk != trunk for other in self.roles.values()):
@@ -170,7 +170,7 @@ class Local:
                 layer.compile(dynamic=True, options=options)
 
     def add_trunk(self, name: str, model: Any, lora: bool) -> None:
-        """A model that roles may read, its weights frozen until `start`; with `lora` ready for adapters."""
+        """Add a frozen model for roles; `lora` prepares it for adapters."""
         self.trunks[name] = model
         if lora:
             self.adapters[name] = Adapters(model)
@@ -179,11 +179,11 @@ class Local:
 
     @property
     def device(self) -> torch.device:
-        """The device of its models."""
+        """The device of the models."""
         return next((trunk.device for trunk in self.trunks.values()), self._device)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Every weight that trains, by role and name."""
+        """All trainable weights, by role and name."""
         parameters: dict[str, nn.Parameter] = {}
         for name, role in self.roles.items():
             if "adapter" in role.trains and role.adapter:
@@ -196,7 +196,7 @@ class Local:
         return parameters
 
     def start(self, rates: Mapping[str, float], eps: float = 1e-8, weight_decay: float = 0.0) -> None:
-        """Unfreeze what trains and make its optimizer: one rate a role, another for `role/head` where named."""
+        """Unfreeze the trainable weights and make their optimizer, with one learning rate per role or `role/head`."""
         groups: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained().items():
             parameter.requires_grad_(True)
@@ -215,7 +215,7 @@ class Local:
     # Passes
 
     def score(self, role: str, batch: Batch, wants: tuple[str, ...], temperature: float = 1.0) -> Outputs:
-        """Outputs of a role on a batch of any size, without gradient, rows in their order, in host memory."""
+        """Outputs of a role on a batch of any size, without gradient, in host memory."""
         out = with_less(lambda: self._score(role, batch, wants, temperature), lambda: self._halve(batch))
         if "features" in wants:
             out.features = self._store(out.features_BTD, out.mask_BT)
@@ -474,11 +474,11 @@ class Local:
         return norm
 
     def nonfinite(self) -> list[str]:
-        """Weights whose gradient was not finite when last one was not."""
+        """Names of the weights whose gradient was not finite in the last step that had one."""
         return self._nonfinite
 
     def reset_optimizer(self) -> None:
-        """Forget moments: they belong to weights that were left."""
+        """Reset the optimizer's moments, which belong to other weights."""
         assert self.optimizer is not None
         self.optimizer.state.clear()
 
@@ -502,17 +502,17 @@ class Local:
         return {key: tensor.cpu() for key, tensor in (weights | self._low_bits() | self._closed_form()).items()}
 
     def _low_bits(self) -> dict[str, Tensor]:
-        """What split weights have beyond bfloat16."""
+        """The low bits of weights that are split into bfloat16 and a rest."""
         low_bits = self.optimizer.low_bits if self.optimizer is not None else {}
         return {f"low_bits:{key}": low_bits[p] for key, p in self.trained().items() if p in low_bits}
 
     def _closed_form(self) -> dict[str, Tensor]:
-        """What closed-form heads consist of."""
+        """Tensors of the closed-form heads."""
         heads = {name: role.closed_form_head for name, role in self.roles.items() if role.closed_form_head is not None}
         return {f"fit:{name}/{key}": x for name, head in heads.items() for key, x in head.state().items()}
 
     def restore(self, state: Snapshot) -> None:
-        """Take up what `snapshot` or `state` gave."""
+        """Load the tensors of `snapshot` or `state`."""
         for key, part in self._closed_form().items():
             if key in state:
                 part.copy_(state[key])
@@ -531,7 +531,7 @@ class Local:
 
     @contextmanager
     def float32_weights(self, trunk: str) -> Iterator[Any]:
-        """A model with its split weights put together, to be written."""
+        """The model with split weights merged to float32, for writing."""
         low_bits = self.optimizer.low_bits if self.optimizer is not None else {}
         upper = {weight: weight.data for weight in self.trunks[trunk].parameters() if weight in low_bits}
         for weight, half in upper.items():
@@ -566,7 +566,7 @@ class Local:
         export.write_model(model, chat, folder)
 
     def export_adapter(self, role: str, folder: Path) -> None:
-        """Write the role's adapter as peft loads it."""
+        """Write the role's adapter in peft's format."""
         spec = self._specs[role]
         assert spec.lora is not None
         export.write_adapter(self.adapters[self.roles[role].trunk], role, spec.lora, spec.model, folder)
@@ -611,12 +611,12 @@ class Local:
         return memory_in_use(self.device)
 
     def agree(self, value: float) -> float:
-        """One process agrees with itself."""
+        """The number itself: there is one process."""
         return value
 
 
 def _trained_parts(spec: RoleSpec) -> tuple[str, ...]:
-    """What of a role trains."""
+    """The trainable parts of a role."""
     if spec.learning_rate is None:
         return ()
     return ("adapter" if spec.lora else "trunk", *(["head"] if spec.head == "scalar" else []))
@@ -629,5 +629,5 @@ def _no_memory(batch: Batch, rule: str) -> ResourceError:
 
 
 def _tokens(batch: Batch) -> int:
-    """Tokens of all rows, prompts included."""
+    """The number of tokens of all rows, with prompts."""
     return sum(len(row.ids) for row in batch.rows)

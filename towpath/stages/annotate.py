@@ -1,4 +1,4 @@
-"""Judgements into the ledger, by whoever labels: a simulated rater, files, rules, a judge, people."""
+"""Collect judgements for the label stage: from simulated raters, files, rules, a judge and people."""
 
 import hashlib
 from collections import Counter
@@ -8,7 +8,7 @@ from dataclasses import replace
 from towpath.data import formats
 from towpath.data import recorded_preferences as recordings
 from towpath.data.refused_rows import FILE, RefusedRow, format_summary, refused_row
-from towpath.errors import DataError, Waiting
+from towpath.errors import Waiting
 from towpath.feedback import calibration, judge_runner, judging, routing, simulated_rater
 from towpath.feedback.rater_quality import PEOPLE
 from towpath.feedback.routing import Route, RoutingConfig, Signals
@@ -21,185 +21,177 @@ from towpath.store import rater_stats, rating_settings
 from towpath.store.task_queue import Task
 
 
-def simulate(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
-    """Judgements of the simulated raters on every comparison; no others count."""
+def simulated_judgements(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """Judgements of the simulated raters on every comparison, without those of other settings."""
     cfg = job.config.preferences
     seed = job.config.seed
-    names = _simulated_raters(job)
+    raters = _simulated_raters(job)
     completions = job.store.completions()
     prompts = job.store.prompts()
-    known = {j.key for j in job.store.judgements()}
-    made = []
+    stored = {j.key for j in job.store.judgements()}
+    new = []
     for c in comparisons:
-        for rater in names[: 1 + (hash_uniform(seed, "overlap", c.id) < cfg.overlap)]:
+        for rater in raters[: _seats(job, c)]:
             a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
             judgement = simulated_rater.judge_comparison(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
-            if judgement.key not in known:
-                made.append(judgement)
-    job.store.add_judgements(made)
-    ours = {c.id for c in comparisons}
-    return [j for j in job.store.judgements() if j.comparison in ours and j.rater in names]
+            if judgement.key not in stored:
+                new.append(judgement)
+    job.store.add_judgements(new)
+    ids = {c.id for c in comparisons}
+    return [j for j in job.store.judgements() if j.comparison in ids and j.rater in raters]
 
 
 def _simulated_raters(job: Job[LabelConfig]) -> list[str]:
-    """Two names; with other settings or another seed they differ, so that earlier judgements are not reused."""
+    """Names of two raters. They depend on the settings and the seed, so that judgements of others are not reused."""
     cfg = job.config.preferences
-    character = f"{job.config.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated_rater.GUIDELINE}"
-    suffix = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
+    settings = f"{job.config.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated_rater.GUIDELINE}"
+    suffix = hashlib.blake2b(settings.encode(), digest_size=3).hexdigest()
     return [f"simulated-{number}-{suffix}" for number in (1, 2)]
 
 
-def recorded(job: Job[LabelConfig]) -> tuple[list[Comparison], list[Judgement]]:
-    """The preferences in the recipe's files that may be used: not those of held-out or too long prompts, nor answers
-    that are equal once cut."""
+def _seats(job: Job[LabelConfig], comparison: Comparison) -> int:
+    """Raters of a comparison: two for a share `preferences.overlap`, else one."""
+    return 1 + (hash_uniform(job.config.seed, "overlap", comparison.id) < job.config.preferences.overlap)
+
+
+def recorded_judgements(job: Job[LabelConfig]) -> tuple[list[Comparison], list[Judgement]]:
+    """Usable comparisons in the files of `data.preferences`: prompts are not held out and not too long, and answers
+    differ in their first `preferences.max_new_tokens` tokens."""
     comparisons = []
     judgements = []
     refused = []
-    long = []
-    cut = 0
-    read = 0
-    held = recordings.held_out_prompts(job.corpus)
+    too_long = []
+    answers = 0
+    truncated = 0
+    held_out = recordings.held_out_prompts(job.corpus)
     limit = job.config.data.max_prompt_tokens
     left_out: Counter[str] = Counter()
     for rows, unusable in recordings.read_recorded(job.run, job.config.data.preferences, job.corpus):
         formats.add_to_store(job.store, rows)
         refused += unusable
         tokens = {c.id: job.tokens(c) for c in rows.completions}
-        cut = cut + sum(not job.chat.ended(answer) for answer in tokens.values())
-        read = read + len(tokens)
-        unfit = {
-            p.id: recordings.exclusion_reason(p.prompt, held, limit, lambda text: len(job.chat.prompt(text)))
+        truncated += sum(not job.chat.ended(answer) for answer in tokens.values())
+        answers += len(tokens)
+        prompt_reasons = {
+            p.id: recordings.exclusion_reason(p.prompt, held_out, limit, lambda text: len(job.chat.prompt(text)))
             for p in rows.prompts
         }
-        why = {c.id: unfit[c.prompt_id] or _alike(job, tokens[c.a], tokens[c.b]) for c in rows.comparisons}
-        usable = [c for c in rows.comparisons if not why[c.id]]
-        left_out.update(reason for reason in why.values() if reason)
-        long += [
-            refused_row("preferences", rows.locations[name], reason)
-            for name, reason in why.items()
-            if reason == recordings.too_long_reason(limit)
-        ]
-        names = {c.id for c in usable}
-        comparisons += usable
-        judgements += [j for j in rows.judgements if j.comparison in names]
-    _report_left_out(job, refused, left_out, cut, read)
-    job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused, *long))
+        usable = set()
+        for c in rows.comparisons:
+            reason = prompt_reasons[c.prompt_id] or _equal_answers(job, tokens[c.a], tokens[c.b])
+            if not reason:
+                usable.add(c.id)
+                comparisons.append(c)
+                continue
+            left_out[reason] += 1
+            if reason == recordings.too_long_reason(limit):
+                too_long.append(refused_row("preferences", rows.locations[c.id], reason))
+        judgements += [j for j in rows.judgements if j.comparison in usable]
+    _report_left_out(job, refused, left_out, truncated, answers)
+    job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused, *too_long))
     return comparisons, judgements
 
 
 def _report_left_out(
-    job: Job[LabelConfig], refused: Sequence[RefusedRow], left_out: Counter[str], cut: int, read: int
+    job: Job[LabelConfig], refused: Sequence[RefusedRow], left_out: Counter[str], truncated: int, answers: int
 ) -> None:
-    """Findings on rows that cannot be used, comparisons that may not be, and answers that are cut."""
+    """Findings on unusable rows, truncated answers and comparisons that are left out."""
+
+    def warn(evidence: str, cause: str = "", remedy: str = "") -> None:
+        job.findings.append(Finding("preferences", "warning", evidence, cause, remedy))
+
     if refused:
-        evidence = (
-            f"{len(refused)} rows of preferences are left out: {format_summary(refused)}; all are listed in {FILE}"
+        warn(
+            f"{len(refused)} rows of preferences are left out: {format_summary(refused)}; all are listed in {FILE}",
+            "unusable rows are not repaired",
+            "fix or remove them",
         )
-        job.findings.append(
-            Finding(
-                "preferences",
-                "warning",
-                evidence,
-                "rows that cannot be used are never corrected by guess",
-                "fix or remove them",
-            )
-        )
-    if cut:
-        evidence = (
-            f"{cut} of {read} answers are read to preferences.max_new_tokens = "
-            f"{job.config.preferences.max_new_tokens} and no further"
-        )
-        remedy = "raise it, to where policy.max_new_tokens allows answers to go"
-        job.findings.append(
-            Finding("preferences", "warning", evidence, "what tells answers apart may lie beyond", remedy)
+    if truncated:
+        warn(
+            f"{truncated} of {answers} answers are truncated to preferences.max_new_tokens = "
+            f"{job.config.preferences.max_new_tokens}",
+            "what distinguishes the answers may come later",
+            "raise it, up to policy.max_new_tokens",
         )
     for reason, count in left_out.items():
-        job.findings.append(Finding("preferences", "warning", f"{count} comparisons left out: {reason}"))
+        warn(f"{count} comparisons left out: {reason}")
 
 
-def _alike(job: Job[LabelConfig], one: Sequence[int], other: Sequence[int]) -> str:
-    return (
-        f"answers that are one in their first {job.config.preferences.max_new_tokens} tokens"
-        if list(one) == list(other)
-        else ""
-    )
+def _equal_answers(job: Job[LabelConfig], one: Sequence[int], other: Sequence[int]) -> str:
+    """The reason to leave out a comparison of equal answers; empty if they differ."""
+    if list(one) != list(other):
+        return ""
+    return f"answers equal in their first {job.config.preferences.max_new_tokens} tokens"
 
 
-def people(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
+def human_judgements(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
     """Judgements of people; all comparisons are put in their queue."""
-    seed = job.config.seed
-    overlap = job.config.preferences.overlap
-    _enqueue(
-        job,
-        [Task(c.id, _domain(job, c), seats=1 + (hash_uniform(seed, "overlap", c.id) < overlap)) for c in comparisons],
-    )
+    _enqueue(job, [Task(c.id, _domain(job, c), seats=_seats(job, c)) for c in comparisons])
     return [j for j in _judgements_of(job, comparisons) if j.kind in PEOPLE]
 
 
-def machines(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
-    """What the judge and the rules of the recipe say, and what people have said besides."""
+def machine_judgements(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """Judgements of the recipe's judge and rules, which are run where they are missing, and those of people."""
     rules = job.config.preferences.rules
     judge_runner.run_rules(job.store, rules, job.run, comparisons)
     settings = judge_runner.judge_settings(job.config.judge, job.run)
     pairs = judge_runner.pair_texts(job.store, comparisons)
     title = f"{job.name}: {settings.model}"
-    abstained = judge_runner.run_judge(job.store, settings, pairs, job.store.judgements(), title)
-    if abstained:
-        job.findings.append(_abstentions(job, judging.rater_name(settings), abstained))
-    names = {judging.rater_name(settings), *(f"rule:{name}" for name in rules)}
-    return [j for j in _judgements_of(job, comparisons) if j.kind in PEOPLE or j.rater in names]
+    abstentions = judge_runner.run_judge(job.store, settings, pairs, job.store.judgements(), title)
+    if abstentions:
+        job.findings.append(_abstention_finding(job, judging.rater_name(settings), abstentions))
+    raters = {judging.rater_name(settings), *(f"rule:{name}" for name in rules)}
+    return [j for j in _judgements_of(job, comparisons) if j.kind in PEOPLE or j.rater in raters]
 
 
 REMEDIES: dict[str, str] = {
-    "unreachable": "look at the judge's server and judge.base_url, then run again",
-    "rejected": "look at what the server says of the request: judge.model, judge.max_tokens, the length of prompts",
-    "refused": "take a judge that reads such text, or let people judge it: preferences.raters = 'blend'",
-    "unreadable": "take a judge that writes the JSON it is asked for, or raise judge.max_tokens",
+    "unreachable": "check the judge's server and judge.base_url, then run again",
+    "rejected": "check the server's message: judge.model, judge.max_tokens, the length of prompts",
+    "refused": "use a judge that accepts such text, or let people judge it: preferences.raters = 'blend'",
+    "unreadable": "use a judge that writes valid JSON, or raise judge.max_tokens",
     "inconsistent": "let people judge them: preferences.raters = 'blend'",
-    "ceiling": "raise judge.ceiling, or ask for fewer pairs",
+    "ceiling": "raise judge.ceiling, or judge fewer pairs",
 }
-"""What to do about pairs without a judgement, by the reason."""
+"""The remedy for comparisons without a judgement, by the reason of the abstention."""
 
 
-def _abstentions(job: Job[LabelConfig], rater: str, abstained: Sequence[judging.Abstention]) -> Finding:
-    """How many comparisons a judge gave no judgement on, why, and what to do about the commonest reason."""
-    counted = Counter(a.reason for a in abstained)
+def _abstention_finding(job: Job[LabelConfig], rater: str, abstentions: Sequence[judging.Abstention]) -> Finding:
+    """Comparisons without a judgement by reason, with the remedy for the most frequent one."""
+    counts = Counter(a.reason for a in abstentions)
     evidence = (
-        f"{rater} gave no judgement on {len(abstained)} comparisons: "
-        f"{', '.join(f'{reason} {n}' for reason, n in counted.most_common())}"
+        f"{rater} gave no judgement on {len(abstentions)} comparisons: "
+        f"{', '.join(f'{reason} {n}' for reason, n in counts.most_common())}"
     )
-    worst = counted.most_common(1)[0][0]
-    note = next(a.note for a in abstained if a.reason == worst)
-    remedy = REMEDIES[worst] if job.config.preferences.raters == "judge" else f"people judge them; or {REMEDIES[worst]}"
+    most_frequent = counts.most_common(1)[0][0]
+    note = next(a.note for a in abstentions if a.reason == most_frequent)
+    remedy = REMEDIES[most_frequent]
+    if job.config.preferences.raters != "judge":
+        remedy = f"people judge them; or {remedy}"
     return Finding("judge", "warning", evidence, note, remedy)
 
 
-def blended(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> tuple[list[Judgement], dict[str, float]]:
-    """Machines' and people's judgements, and how likely each comparison was to be seen by people; waits until those
-    sent to them are judged."""
-    judgements = machines(job, comparisons)
+def blended_judgements(
+    job: Job[LabelConfig], comparisons: Sequence[Comparison]
+) -> tuple[list[Judgement], dict[str, float]]:
+    """Judgements of judge, rules and people, and each comparison's probability of being routed to people; raises
+    Waiting until people have judged all that are."""
+    judgements = machine_judgements(job, comparisons)
     routes = _routes(job, comparisons, judgements)
-    sent = [r for r in routes if r.seats]
+    routed = [r for r in routes if r.seats]
     domains = {c.id: _domain(job, c) for c in comparisons}
-    _enqueue(
-        job,
-        [
-            Task(r.comparison, domains[r.comparison], ", ".join(r.reasons), r.propensity, r.seats, round(100 * r.doubt))
-            for r in sent
-        ],
-    )
+    tasks = [
+        Task(r.comparison, domains[r.comparison], ", ".join(r.reasons), r.propensity, r.seats, round(100 * r.doubt))
+        for r in routed
+    ]
+    _enqueue(job, tasks)
     labelled = {j.comparison for j in judgements if j.kind in PEOPLE}
     flagged = {row["comparison"] for row in job.store.read(rater_stats.flagged_pairs)}
-    waiting = [r for r in sent if r.comparison not in labelled | flagged]
+    waiting = [r for r in routed if r.comparison not in labelled | flagged]
     if waiting:
-        why = Counter(reason for r in waiting for reason in r.reasons)
-        value = (
-            f"people: {len(sent) - len(waiting)} of {len(sent)} comparisons judged, of {len(comparisons)} that the "
-            "judge has seen"
-        )
+        reasons = Counter(reason for r in waiting for reason in r.reasons)
         raise Waiting(
-            value,
-            "sent to people: " + ", ".join(f"{reason} {n}" for reason, n in why.most_common()),
+            f"people: {len(routed) - len(waiting)} of {len(routed)} comparisons judged, of {len(comparisons)} in all",
+            "routed to people: " + ", ".join(f"{reason} {n}" for reason, n in reasons.most_common()),
             f"`towpath serve {job.run}`",
         )
     return judgements, {r.comparison: r.propensity for r in routes}
@@ -213,7 +205,7 @@ def _routes(job: Job[LabelConfig], comparisons: Sequence[Comparison], judgements
     rules: dict[str, Choice] = {j.comparison: j.choice for j in judgements if j.kind == "rule"}
     gold = {row["comparison"] for row in job.store.read(rater_stats.list_gold)}
     margins = reward_margins(job, comparisons)
-    # labels of earlier rounds cover these domains; in the first round nothing is known of any
+    # labels of earlier rounds cover these domains; in the first round no domain counts as new
     known_domains = {prompts[c.prompt_id].domain for c in comparisons if c.round < job.round} or None
     signals = []
     for c in comparisons:
@@ -236,9 +228,9 @@ def _routes(job: Job[LabelConfig], comparisons: Sequence[Comparison], judgements
 
 
 def _judgements_of(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
-    """Everything that was said of these comparisons, but by a simulation."""
-    ours = {c.id for c in comparisons}
-    return [j for j in job.store.judgements() if j.comparison in ours and j.kind != "simulated"]
+    """All judgements on these comparisons but simulated ones."""
+    ids = {c.id for c in comparisons}
+    return [j for j in job.store.judgements() if j.comparison in ids and j.kind != "simulated"]
 
 
 def _domain(job: Job[LabelConfig], comparison: Comparison) -> str:
@@ -247,19 +239,9 @@ def _domain(job: Job[LabelConfig], comparison: Comparison) -> str:
 
 
 def _enqueue(job: Job[LabelConfig], tasks: Sequence[Task]) -> None:
-    """Into the people's queue, with the recipe's ceiling of hours."""
+    """Add tasks to people's queue, and set its limit of hours from the recipe unless it has one."""
     job.store.add_tasks(tasks)
     hours = job.config.budget.hours
-    house = job.store.read(rating_settings.read)
-    if hours and house.hours is None:
-        job.store.submit_write(rating_settings.save, replace(house, hours=hours)).result()
-
-
-def require_some(comparisons: Sequence[Comparison]) -> None:
-    """Raise where there is nothing to label."""
-    if not comparisons:
-        raise DataError(
-            "no comparisons to label",
-            "labels come from comparisons",
-            "fix the files of data.preferences, or add prompts",
-        )
+    settings = job.store.read(rating_settings.read)
+    if hours and settings.hours is None:
+        job.store.submit_write(rating_settings.save, replace(settings, hours=hours)).result()

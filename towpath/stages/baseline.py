@@ -1,28 +1,28 @@
-"""The tuned model against the base model on held-out prompts: the gate of supervised fine-tuning, and the mark for
-the policy."""
+"""Baseline stage: the win rate of the SFT model over the base model on held-out prompts."""
 
+from functools import partial
 from typing import Any
 
 from towpath.evals.evaluator import find_evaluator
 from towpath.recipe.stage_configs import BaselineConfig
-from towpath.records import Completion
 from towpath.stages import generation
 from towpath.stages.job import Job
 
 
 def run(job: Job[BaselineConfig]) -> dict[str, Any]:
-    """Both models answer the held-out prompts, the tuned one the safety set too; the answers stay for the last
-    evaluation."""
-    prompts = generation.heldout(job)
-    safety = list(job.corpus.safety)
-    answers: dict[str, list[Completion]] = {}
-    for source, folder, wanted in (("base", None, prompts), ("sft", job.inputs["sft"] / "weights", prompts + safety)):
-        path = job.folder / f"answers-{source}.jsonl"
-        answers[source] = generation.read(path)
-        if len(answers[source]) != len(wanted):
-            answers[source] = generation.evaluation(
-                job, folder or job.base_model, wanted, source, f"baseline: {source} answers"
-            )
-            generation.write(path, answers[source])
-    win = generation.win(job, prompts, answers["sft"][: len(prompts)], answers["base"])
+    """Sample answers of both models to the held-out prompts, and of SFT to the safety set; the evaluate stage reads
+    them."""
+    prompts = generation.heldout_prompts(job)
+    answers = {}
+    for source, model, model_prompts in (
+        ("base", job.base_model, prompts),
+        ("sft", job.inputs["sft"] / "weights", [*prompts, *job.corpus.safety]),
+    ):
+        title = f"baseline: {source} answers"
+        answers[source] = generation.load_or_sample(
+            job.folder / f"answers-{source}.jsonl",
+            len(model_prompts),
+            partial(generation.sample_answers, job, model, model_prompts, source, title),
+        )
+    win = generation.win_rate(job, prompts, answers["sft"][: len(prompts)], answers["base"])
     return {"judge": find_evaluator(job.corpus), "win": win}

@@ -1,4 +1,7 @@
-"""Labelled pairs for algorithms that learn from them directly: batches, and metrics of held-out pairs."""
+"""Batches of labelled pairs for DPO, IPO, KTO and ORPO, and metrics of held-out pairs.
+
+B rows, T answer tokens.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +23,7 @@ Numbers = dict[str, float]
 
 
 class Comparisons:
-    """Pairs as rows, the chosen first; or, for algorithms that take answers one by one, rows that are desirable or
-    not."""
+    """Pairs as two rows, the chosen one first; for unpaired algorithms (KTO) as single rows, desirable or not."""
 
     def __init__(self, job: Job[PolicyConfig], runtime: Runtime, algo: Any) -> None:
         self.job = job
@@ -45,7 +47,7 @@ class Comparisons:
         return batch.with_columns(ref_logp=ref_logp_BT, desirable=torch.arange(len(rows)) % 2 == 0)
 
     def batch(self, step: int, _knobs: Numbers) -> tuple[Batch, Numbers]:
-        """The pairs of a step."""
+        """The batch of a step."""
         return self._with_reference_point(self.training.take(self.steps[step])), {}
 
     def validate(self) -> Numbers:
@@ -57,8 +59,8 @@ class Comparisons:
         return {f"pairs_{name}": x for name, x in metrics.items()} | {"pairs_low": low, "pairs_high": high}
 
     def _with_reference_point(self, batch: Batch) -> Batch:
-        """The batch with KTO's reference point, where answers come one by one: the mean log-ratio of answers under
-        other prompts, at least zero; zero where all have one prompt."""
+        """For unpaired algorithms, add KTO's reference point: the mean log-ratio of mismatched answers, clamped at
+        zero; zero if all rows have one prompt."""
         if self.paired:
             return batch
         mismatched = mismatch_prompts(batch.rows)
@@ -73,8 +75,8 @@ class Comparisons:
 
 
 def mismatch_prompts(rows: Sequence[Row]) -> list[Row]:
-    """Every answer under the nearest prompt before it, cyclically, that is not its own; empty where there is no
-    other."""
+    """Every answer under the nearest earlier prompt, cyclically, that is not its own; empty if all prompts are
+    equal."""
     prompts = [row.ids[: row.start] for row in rows]
     names = [prompt.tobytes() for prompt in prompts]
     if len(set(names)) < 2:

@@ -16,7 +16,6 @@ from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.rollout.reward_models import RewardModels, reward_roles
 from towpath.runtime.contract import RoleSpec
-from towpath.runtime.process import release_memory
 from towpath.stages import generation, jailbreak_eval, label_disagreements
 from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
 from towpath.stages.job import Job
@@ -30,14 +29,14 @@ WIN = {"policy": 1.0, "tie": 0.5, "sft": 0.0}
 
 def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
     """Sample the policy's answers, compare them with those of the baseline stage, and measure safety."""
-    prompts = generation.heldout(job)
+    prompts = generation.heldout_prompts(job)
     count = len(prompts)
     policy = _last_input(job, "policy")
     completions = _load_completions(job, policy, [*prompts, *job.corpus.safety])
     answers = {source: part[:count] for source, part in completions.items()}
     safety_answers = {source: completions[source][count:] for source in ("sft", "policy")}
     kl, interval, perplexities = _kl_and_perplexity(job, policy, prompts, answers["policy"])
-    win = generation.win(job, prompts, answers["policy"], answers["sft"])
+    win = generation.win_rate(job, prompts, answers["policy"], answers["sft"])
     rewards: dict[str, list[float]] = {}
     disagreements: dict[str, int] = {}
     if any(name.startswith("reward") for name in job.inputs):
@@ -75,15 +74,15 @@ def _last_input(job: Job[EvaluateConfig], kind: str) -> Path:
 def _load_completions(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt]) -> Answers:
     """The answers that the baseline stage sampled, and the policy's."""
     completions = {
-        source: generation.read(job.inputs["baseline"] / f"answers-{source}.jsonl") for source in ("base", "sft")
+        source: generation.read_completions(job.inputs["baseline"] / f"answers-{source}.jsonl")
+        for source in ("base", "sft")
     }
-    path = job.folder / "answers-policy.jsonl"
-    completions["policy"] = generation.read(path)
-    if len(completions["policy"]) != len(prompts):
-        title = f"{job.name}: answers of policy"
-        completions["policy"] = generation.evaluation(job, policy / "weights", prompts, "policy", title)
-        generation.write(path, completions["policy"])
-        release_memory()
+    title = f"{job.name}: answers of policy"
+    completions["policy"] = generation.load_or_sample(
+        job.folder / "answers-policy.jsonl",
+        len(prompts),
+        lambda: generation.sample_answers(job, policy / "weights", prompts, "policy", title),
+    )
     return completions
 
 

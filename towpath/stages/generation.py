@@ -1,7 +1,7 @@
-"""Answers of a model to prompts, and the win rate of one model's answers over another's."""
+"""Sample completions of a model in a stage, and compare two models' completions."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.generate import generate, open_engine
 from towpath.runtime.contract import RoleSpec
+from towpath.runtime.process import release_memory
 from towpath.stages.job import Job
 from towpath.store import jsonl
 from towpath.store.publish import replace_file
@@ -24,19 +25,19 @@ from towpath.store.publish import replace_file
 def sample(
     job: Job[SamplingConfig],
     model: str | Path,
-    wanted: Sequence[tuple[Prompt, str, Decoding]],
+    draws: Sequence[tuple[Prompt, str, Decoding]],
     source: str,
     max_new_tokens: int,
     title: str,
     greedy: bool = False,
     dtype: Literal["auto", "float32"] = "auto",
 ) -> list[Completion]:
-    """One completion of the model in a folder for each (prompt, name of the draw, decoding); the name decides the
-    random numbers."""
+    """One completion of the model in a folder for each (prompt, stream, decoding); the random numbers depend on the
+    seed, the stream and the prompt's id."""
     seed = job.config.seed
     requests = [
-        SampleRequest(job.chat.prompt(p.prompt), how, uniforms(max_new_tokens, seed, "draw", name, p.id))
-        for p, name, how in wanted
+        SampleRequest(job.chat.prompt(p.prompt), decoding, uniforms(max_new_tokens, seed, "draw", stream, p.id))
+        for p, stream, decoding in draws
     ]
     runtime = job.launch(training=False)
     runtime.open({"model": RoleSpec(str(model), dtype=dtype)})
@@ -45,21 +46,21 @@ def sample(
     outputs = generate(engine, requests, title, greedy)
     return [
         Completion(
-            f"{source}/{name}/{p.id}",
+            f"{source}/{stream}/{p.id}",
             p.id,
             source,
-            job.chat.text(o.token_ids),
-            tuple(o.token_ids),
-            tuple(o.logprobs),
-            o.finish,
-            how.model_dump(),
+            job.chat.text(output.token_ids),
+            tuple(output.token_ids),
+            tuple(output.logprobs),
+            output.finish,
+            decoding.model_dump(),
         )
-        for (p, name, how), o in zip(wanted, outputs, strict=True)
+        for (p, stream, decoding), output in zip(draws, outputs, strict=True)
     ]
 
 
-def heldout(job: Job[BaselineConfig]) -> list[Prompt]:
-    """The held-out prompts that evaluation uses, spread over domains when there is a limit."""
+def heldout_prompts(job: Job[BaselineConfig]) -> list[Prompt]:
+    """The held-out prompts of the evaluation; evenly spaced by id where `evaluate.prompts` limits them."""
     prompts = sorted(job.corpus.heldout, key=lambda p: p.id)
     limit = job.config.evaluate.prompts
     if not limit or limit >= len(prompts):
@@ -67,13 +68,14 @@ def heldout(job: Job[BaselineConfig]) -> list[Prompt]:
     return [prompts[i * len(prompts) // limit] for i in range(limit)]
 
 
-def evaluation(
+def sample_answers(
     job: Job[BaselineConfig], model: str | Path, prompts: Sequence[Prompt], source: str, title: str
 ) -> list[Completion]:
-    """One answer to each prompt as evaluation draws them."""
+    """One answer to each prompt with the settings of `[evaluate]`."""
     cfg = job.config.evaluate
-    how = Decoding(temperature=cfg.temperature)
-    return sample(job, model, [(p, "evaluate", how) for p in prompts], source, cfg.max_new_tokens, title)
+    decoding = Decoding(temperature=cfg.temperature)
+    draws = [(p, "evaluate", decoding) for p in prompts]
+    return sample(job, model, draws, source, cfg.max_new_tokens, title)
 
 
 def rubric_score(prompt: Prompt, completion: Completion) -> float:
@@ -81,31 +83,41 @@ def rubric_score(prompt: Prompt, completion: Completion) -> float:
     return rubric.score_answer(prompt, completion.text, completion.finish == "stop").total
 
 
-def win(
+def win_rate(
     job: Job[BaselineConfig], prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]
 ) -> dict[str, Any] | None:
-    """Win rate of our answers by the evaluation judge; None where no judge fits the run's data."""
+    """Win rate of our answers by the rubric; None where the rubric does not fit the run's data."""
     if find_evaluator(job.corpus) is None:
         return None
     margin = job.config.evaluate.tie_margin
     gaps = [rubric_score(p, a) - rubric_score(p, b) for p, a, b in zip(prompts, ours, theirs, strict=True)]
     outcomes = [0.5 if abs(gap) < margin else float(gap > 0) for gap in gaps]
-    lengths = [len(a.token_ids) - len(b.token_ids) for a, b in zip(ours, theirs, strict=True)]
-    return winrate.win_rate_record(outcomes, lengths, job.config.evaluate.bootstrap, job.config.seed)
+    length_gaps = [len(a.token_ids) - len(b.token_ids) for a, b in zip(ours, theirs, strict=True)]
+    return winrate.win_rate_record(outcomes, length_gaps, job.config.evaluate.bootstrap, job.config.seed)
 
 
-def write(path: Path, completions: Sequence[Completion]) -> None:
-    """Completions as JSON lines, all or nothing."""
+def load_or_sample(path: Path, count: int, sample_all: Callable[[], list[Completion]]) -> list[Completion]:
+    """The completions in a file of an interrupted run; where it does not have them all, sample and write them."""
+    completions = read_completions(path)
+    if len(completions) != count:
+        completions = sample_all()
+        write_completions(path, completions)
+        release_memory()
+    return completions
+
+
+def write_completions(path: Path, completions: Sequence[Completion]) -> None:
+    """Write completions as JSON lines, atomically."""
     replace_file(path, "".join(json.dumps(as_row(c), ensure_ascii=False) + "\n" for c in completions))
 
 
-def read(path: Path) -> list[Completion]:
-    """Completions written by `write`; none where the file is damaged, so that they are drawn again."""
+def read_completions(path: Path) -> list[Completion]:
+    """The completions in a file; none if it is missing or damaged, so that they are sampled again."""
     try:
         return [
             Completion(**{**row, "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])})
             for row in jsonl.read(path)
         ]
     except (KeyError, TypeError):
-        print_note(f"{path}: damaged; its answers are drawn again")
+        print_note(f"{path}: damaged; its completions are sampled again")
         return []

@@ -13,7 +13,6 @@ from towpath.hashing import hash_uniform
 from towpath.progress import progress
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
-from towpath.runtime.process import release_memory
 from towpath.stages import generation
 from towpath.stages.job import Job
 
@@ -80,13 +79,12 @@ def run(job: Job[EvaluateConfig], policy: Path, plain: dict[str, list[Completion
 
 
 def _answers(job: Job[EvaluateConfig], folder: Path, source: str, prompts: Sequence[Prompt]) -> list[Completion]:
-    path = job.folder / f"disguised-{source}.jsonl"
-    completions = generation.read(path)
-    if len(completions) != len(prompts):
-        completions = generation.evaluation(job, folder, prompts, source, f"{job.name}: jailbreak prompts to {source}")
-        generation.write(path, completions)
-        release_memory()
-    return completions
+    title = f"{job.name}: jailbreak prompts to {source}"
+    return generation.load_or_sample(
+        job.folder / f"disguised-{source}.jsonl",
+        len(prompts),
+        lambda: generation.sample_answers(job, folder, prompts, source, title),
+    )
 
 
 def _judge_all(

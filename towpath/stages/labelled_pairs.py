@@ -1,4 +1,4 @@
-"""Labels that a label stage derived, and the decided pairs that models learn from."""
+"""Read the labels of a label stage, and the decided pairs that models train on."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Pair:
 
     @property
     def certainty(self) -> float:
-        """The probability that the chosen completion is the better one; 1 where the label gives none."""
+        """The probability that the chosen completion is better; 1 if the label has none."""
         if self.label.chance is None:
             return 1.0
         return self.label.chance if self.label.choice == "a" else 1 - self.label.chance
@@ -58,16 +58,25 @@ def decided_pairs(job: Job[PairsConfig]) -> list[Pair]:
     return pairs
 
 
+def is_held_out(config: PairsConfig, prompt_id: str) -> bool:
+    """Whether comparisons of this prompt are held out from reward model training."""
+    return _validation_draw(config, prompt_id) < config.reward.validation
+
+
+def _validation_draw(config: PairsConfig, prompt_id: str) -> float:
+    return hash_uniform(config.seed, "reward/validation", prompt_id)
+
+
 def split_pairs(
     job: Job[PairsConfig], pairs: Sequence[Pair], at_least_one_prompt: bool = False
 ) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and held-out pairs; no prompt is in both."""
-    number = {p.prompt.id: hash_uniform(job.config.seed, "reward/validation", p.prompt.id) for p in pairs}
-    cut = job.config.reward.validation
+    draw = {p.prompt.id: _validation_draw(job.config, p.prompt.id) for p in pairs}
+    share = job.config.reward.validation
     if at_least_one_prompt:
-        cut = max(cut, min(number.values(), default=0.0) + 1e-12)
-    held_out = [p for p in pairs if number[p.prompt.id] < cut]
-    training = [p for p in pairs if number[p.prompt.id] >= cut]
+        share = max(share, min(draw.values(), default=0.0) + 1e-12)
+    held_out = [p for p in pairs if draw[p.prompt.id] < share]
+    training = [p for p in pairs if draw[p.prompt.id] >= share]
     if not held_out or not training:
         raise DataError(
             f"{len(training)} pairs to train on and {len(held_out)} held out",
@@ -78,5 +87,5 @@ def split_pairs(
 
 
 def completion_row(job: Job[PairsConfig], prompt: Prompt, completion: Completion) -> Row:
-    """Prompt tokens and the tokens that were sampled: nothing is tokenised twice."""
+    """A row of prompt tokens and sampled tokens; sampled tokens are never re-tokenised."""
     return make_row(job.chat.prompt(prompt.prompt), job.tokens(completion))

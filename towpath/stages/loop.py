@@ -1,7 +1,7 @@
-"""The training loop, one for every algorithm: get a batch, split it, divide by the step's weight, step.
+"""The training loop of all algorithms: make a batch, split it into minibatches, compute gradients, step the optimizer.
 
-Nothing here knows an algorithm, a model or where it runs. A step is one call of `step` on the runtime, whatever the
-micro-batches.
+It knows no algorithm, model or device. The loss is divided by the weight of the whole minibatch, so micro-batches do
+not change the gradient.
 """
 
 import json
@@ -33,7 +33,7 @@ from towpath.store.publish import fault_point, replace_file
 
 Numbers = dict[str, float]
 CHECKPOINT_SHARE = 0.05
-"""The most of the time that writing checkpoints may take, unless every step is to leave one."""
+"""Largest share of the time that may go into writing checkpoints."""
 
 
 @dataclass
@@ -46,37 +46,37 @@ class LoopConfig:
     """The algorithm's section of the recipe."""
     steps: int
     minibatch: int
-    """Groups of rows in one optimizer step."""
+    """Groups of rows (the completions of one prompt) in one optimizer step."""
     batch: Callable[[int, Numbers], tuple[Batch, Numbers]]
     """(step, knobs) -> the batch of that step and its metrics."""
     rate: Callable[[float], float]
-    """progress in [0,1] -> share of the peak learning rate."""
+    """Learning rate schedule: progress in [0,1] -> share of the peak learning rate."""
     epochs: int = 1
     max_grad_norm: float = 1.0
     temperature: float = 1.0
-    """Divides the logits, where the knob of that name does not."""
+    """Divides the logits; the knob `temperature` overrides it."""
     validate: Callable[[int, Numbers], Numbers] | None = None
-    """(step, knobs) -> metrics of data that is never trained on."""
+    """(step, knobs) -> validation metrics."""
     validate_every: int = 1
     validate_first: bool = False
-    """Validate before the first step too, as step -1."""
+    """Also validate before the first step, as step -1."""
     score: Callable[[Numbers], float] = lambda metrics: -metrics["loss"]
-    """validation metrics -> a number to choose the checkpoint by, higher is better; -inf is never chosen."""
+    """validation metrics -> score of the checkpoint, higher is better; -inf is never chosen."""
     patience: int = 10**9
-    """Validations without gain before training stops."""
+    """Validations without improvement before training stops."""
     adapt: Callable[[int, Numbers, Numbers], Numbers] = lambda step, metrics, knobs: knobs
     """(step, metrics, knobs) -> knobs of the next step."""
     on_batch_end: Callable[[Batch], None] = lambda batch: None
-    """What else learns from a batch, once the optimizer has stepped on it."""
+    """Called after the last optimizer step on a batch, for example to fit a closed-form critic."""
     stop_if: Callable[[Numbers], str] = lambda metrics: ""
-    """metrics -> a reason to stop and keep the best weights, or nothing."""
+    """metrics -> a reason to stop and keep the best weights, or an empty string."""
     knobs: Numbers = field(default_factory=dict)
-    """Values that may change during training, such as the KL coefficient."""
+    """Initial values of what may change during training, such as the KL coefficient."""
 
 
 @dataclass
 class TrainState:
-    """Where a training run stands; every checkpoint holds all of it."""
+    """State of a training run besides weights and optimizer; part of every checkpoint."""
 
     knobs: Numbers
     best_score: float = -math.inf
@@ -84,16 +84,16 @@ class TrainState:
     bad_validations: int = 0
     stopped: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Interventions of remedies, and whether they helped; known at the end."""
+    """Interventions of the health monitor and whether they helped; set at the end."""
 
 
 def train(config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], title: str) -> TrainState:
-    """Train to the end from the newest checkpoint, and leave the best weights in the runtime."""
+    """Train from the newest checkpoint to the end, then restore the best weights."""
     checkpoints = Checkpoints(job.folder)
     begin, state, best = _resume(config, runtime, job, checkpoints)
     replace_file(job.folder / "run_info.json", json.dumps({"steps": config.steps, **runtime.environment()}))
     if best is None and config.validate:
-        best = runtime.snapshot()  # step 0: what stays if no later weights are acceptable
+        best = runtime.snapshot()  # step 0, kept if no later weights are acceptable
     if begin == 0 and config.validate and config.validate_first:
         job.log.write(-1, "validation", config.validate(-1, state.knobs))
     facts = stage_facts(job.config, job.name, job.inputs)
@@ -135,8 +135,10 @@ def _step(
     knobs: Numbers,
     save_now: Callable[[], None],
 ) -> Numbers:
-    """One batch and every optimizer step on it; `save_now` is called where the run is stopped while the batch is
-    made: no weight has moved yet."""
+    """Make one batch and take all optimizer steps on it; returns its metrics.
+
+    If the run is stopped while the batch is made, `save_now` writes a checkpoint: no weight has changed yet.
+    """
     try:
         with interrupt.allow_signals():
             batch, batch_metrics = config.batch(step, knobs)
@@ -175,7 +177,7 @@ def _step(
 def _minibatches(
     config: LoopConfig, job: Job[TrainingConfig], step: int, batch: Batch
 ) -> Iterator[tuple[float, Batch]]:
-    """Each epoch in a new order: the share of the step that is done, and the rows of the next optimizer step."""
+    """Minibatches of all epochs, each epoch in a new order, with the share of the step that is done before."""
     for epoch in range(config.epochs):
         order = permutation(batch.groups, job.config.seed, f"{job.name}/minibatch", step, epoch)
         for start in range(0, len(order), config.minibatch):
@@ -184,19 +186,19 @@ def _minibatches(
 
 
 def _apply(action: Action, runtime: Runtime, state: TrainState, best: Snapshot | None) -> None:
-    """What a remedy asks for: other knobs, the best weights back, an end."""
+    """Apply an action of the health monitor: new knobs, best weights, stop."""
     state.knobs = action.knobs
     if action.reset_best:
         state.best_score = -math.inf
     if action.restore_best and best is not None:
         runtime.restore(best)
         runtime.reset_optimizer()
-        state.stopped = ""  # what ended training lies behind
+        state.stopped = ""  # the restored weights are those from before the reason to stop
     state.stopped = state.stopped or action.stop
 
 
 def _require_finite(job: Job[TrainingConfig], step: int, norm: float, monitor: HealthMonitor, runtime: Runtime) -> None:
-    """A gradient that is not finite ends training, unless a remedy has just gone back to better weights."""
+    """Raise if the gradient is not finite, unless a remedy has just restored the best weights."""
     if math.isfinite(norm) or monitor.restored_at == step:
         return
     names = runtime.nonfinite()
@@ -211,7 +213,7 @@ def _require_finite(job: Job[TrainingConfig], step: int, norm: float, monitor: H
 def _validate(
     config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], step: int, state: TrainState, best: Snapshot | None
 ) -> Snapshot | None:
-    """Validate; the best weights, which are these where they score higher than any before."""
+    """Validate; returns a snapshot of the best weights, a new one if the score has improved."""
     assert config.validate is not None
     metrics = config.validate(step, state.knobs)
     job.log.write(step, "validation", metrics)
@@ -230,7 +232,7 @@ def _validate(
 def _resume(
     config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], checkpoints: Checkpoints
 ) -> tuple[int, TrainState, Snapshot | None]:
-    """The first step to run, the state and the best weights, from the newest checkpoint that verifies."""
+    """First step, state and best weights from the newest checkpoint that verifies."""
     newest = checkpoints.newest()
     if checkpoints.passed_over:
         begins = f"step {newest[0]}" if newest else "the beginning"
@@ -250,23 +252,23 @@ def _resume(
 
 
 class _Saver:
-    """Writes checkpoints: every so often, by the first process's clock, and where a run is stopped."""
+    """Writes checkpoints at intervals, by the clock of the first process, and when a run is stopped."""
 
     def __init__(self, checkpoints: Checkpoints, runtime: Runtime, job: Job[TrainingConfig], step: int) -> None:
         self.checkpoints = checkpoints
         self.runtime = runtime
         self.job = job
         self.step = step
-        """What the newest checkpoint holds, 0 for none."""
+        """The step of the newest checkpoint, 0 for none."""
         self._at = time.monotonic()
         self._interval = job.checkpoint_seconds
 
     def due(self) -> bool:
-        """Whether enough time has gone by; the same on every process."""
+        """Whether the interval has passed; the same on every process."""
         return bool(self.runtime.agree(float(time.monotonic() - self._at >= self._interval)))
 
     def save(self, step: int, state: TrainState, best: Snapshot | None) -> None:
-        """Write what stands after so many steps, unless it is written; nothing where no step was made."""
+        """Write the state after `step` steps, unless it is already written."""
         if step != self.step:
             started = time.monotonic()
             tensors = {**self.runtime.state(), **{f"best:{key}": value for key, value in (best or {}).items()}}
@@ -282,18 +284,17 @@ class _Saver:
 
 
 def _checkpoint_interval(wanted: float, writing: float) -> float:
-    """Seconds between two checkpoints, given how long the last one took to write."""
+    """Seconds between two checkpoints: longer if writing the last one took long."""
     return max(wanted, writing / CHECKPOINT_SHARE) if wanted else 0.0
 
 
 def warmup_then_linear(warmup: float) -> Callable[[float], float]:
-    """Up over the warm-up share, then down to zero."""
+    """Learning rate schedule: linear warm-up, then linear decay to zero."""
     return lambda done: min((done + 1e-3) / warmup if warmup else 1.0, (1 - done) / (1 - warmup))
 
 
 def minibatches(count: int, size: int, epochs: float, seed: int, stream: str) -> list[Any]:
-    """Index arrays of every step: each epoch a new order, every row once an epoch, the last epoch cut where epochs
-    end."""
+    """Row indices of every step: each epoch has a new order and every row once; a fractional last epoch is shorter."""
     steps: list[Any] = []
     for epoch in range(math.ceil(epochs)):
         order = permutation(count, seed, stream, epoch)

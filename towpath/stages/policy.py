@@ -1,4 +1,7 @@
-"""Policy optimization: rollouts scored by the reward model, held near the tuned model, the best checkpoint kept."""
+"""Policy stage: optimise the SFT model by an algorithm of `towpath.algos`, and keep the best checkpoint.
+
+N tokens at which the reward stage stored critic features.
+"""
 
 import importlib
 import math
@@ -24,14 +27,14 @@ from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages.comparisons import Comparisons
 from towpath.stages.job import Job, publish_model
 from towpath.stages.loop import LoopConfig, Numbers, train, warmup_then_linear
-from towpath.stages.requeue import put_back
+from towpath.stages.requeue import requeue_hacked_samples
 from towpath.store.publish import publish
 
 VALUE_FEATURES = "value_features.safetensors"
 
 
 def run(job: Job[PolicyConfig]) -> dict[str, Any]:
-    """Train, choose the checkpoint, save."""
+    """Train, restore the best checkpoint, save it."""
     cfg = job.config.policy
     algo = importlib.import_module(algos.module_name(cfg.algo))
     algos.require_settings(algo, cfg.settings)
@@ -40,8 +43,8 @@ def run(job: Job[PolicyConfig]) -> dict[str, Any]:
     pairs = Comparisons(job, runtime, algo) if algos.data_of(cfg.algo) == "comparisons" else None
     loop = _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience)
     state = train(loop, runtime, job, f"{job.name}: {cfg.algo}")
-    _warn_without_a_step(job, state.best_step)
-    queued = put_back(job, state.stopped)
+    _warn_without_best_step(job, state.best_step)
+    queued = requeue_hacked_samples(job, state.stopped)
     final = experience.validate(state.best_step - 1, state.knobs, against_reference=True)
     _save(job, runtime)
     result = {
@@ -67,7 +70,8 @@ def run(job: Job[PolicyConfig]) -> dict[str, Any]:
 
 
 def _on_rollouts(job: Job[PolicyConfig], algo: ModuleType, experience: Experience) -> LoopConfig:
-    """The policy's own completions; keeps the checkpoint with the highest held-out reward at acceptable KL."""
+    """Training on the policy's own completions; the best checkpoint has the highest validation reward at a KL below
+    `policy.kl.alarm`."""
     cfg = job.config.policy
     warmup = cfg.ppo.critic_warmup if "critic" in algo.TRAINS else 0
 
@@ -105,8 +109,8 @@ def _on_rollouts(job: Job[PolicyConfig], algo: ModuleType, experience: Experienc
 
 
 def _on_pairs(job: Job[PolicyConfig], algo: ModuleType, pairs: Comparisons, experience: Experience) -> LoopConfig:
-    """Labelled pairs; keeps the checkpoint with the highest held-out reward, or else the lowest held-out loss, at
-    acceptable KL."""
+    """Training on labelled pairs; the best checkpoint has the highest validation reward, or without a reward model the
+    lowest validation loss, at a KL below `policy.kl.alarm`."""
     cfg = job.config.policy
 
     def validate(step: int, knobs: Numbers) -> Numbers:
@@ -146,7 +150,7 @@ def _roles(job: Job[PolicyConfig], algo: ModuleType) -> dict[str, RoleSpec]:
     """The roles an algorithm needs: with LoRA all on one model, with full weights on separate copies."""
     cfg = job.config.policy
     tuned = job.inputs["sft"] / "weights"
-    start = _last_round(job)
+    start = _previous_policy(job)
     policy = RoleSpec(str(tuned), cfg.lora, job.config.seed, learning_rate=cfg.learning_rate)
     if cfg.method == "full":
         policy = replace(policy, model=str((start or job.inputs["sft"]) / "weights"), lora=None)
@@ -170,13 +174,13 @@ def _reward_stage(job: Job[PolicyConfig]) -> Path | None:
     return next((path for name, path in reversed(job.inputs.items()) if name.startswith("reward")), None)
 
 
-def _last_round(job: Job[PolicyConfig]) -> Path | None:
-    """Where a later round begins: the policy of the round before."""
+def _previous_policy(job: Job[PolicyConfig]) -> Path | None:
+    """The policy stage of the previous round, from which a later round starts."""
     return next((path for name, path in reversed(job.inputs.items()) if name.startswith("policy")), None)
 
 
 def _init_critic(job: Job[PolicyConfig], runtime: Runtime) -> None:
-    """Fit the critic's head to the rewards of the tuned model's judged answers."""
+    """Fit the critic's head to the rewards of the answers that the reward stage stored."""
     stage = _reward_stage(job)
     if stage is None:
         return
@@ -199,25 +203,26 @@ def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleS
     critic: Literal["none", "closed_form", "trained"] = "none"
     if "critic" in roles:
         critic = "closed_form" if roles["critic"].head == "closed_form" else "trained"
-    local = config.engine.type == "local"
+    is_local = config.engine.type == "local"
     experience_config = ExperienceConfig(
         cfg,
         config.seed,
         job.name,
         job.folder,
-        0.0 if local else config.engine.correction,
-        local and runtime.environment()["arithmetic"] == "float32",
+        0.0 if is_local else config.engine.correction,
+        is_local and runtime.environment()["arithmetic"] == "float32",
         critic,
-        _last_round(job) is None,
+        _previous_policy(job) is None,
     )
-    judges = tuple(name for name in roles if name.startswith("reward"))
-    sources = RewardSources(cfg.rewards, job.corpus, RewardModels(runtime, judges) if judges else None)
+    reward_models = tuple(name for name in roles if name.startswith("reward"))
+    models = RewardModels(runtime, reward_models) if reward_models else None
+    sources = RewardSources(cfg.rewards, job.corpus, models)
     engine = open_engine(config.engine, job.chat, job.folder, config.data.max_prompt_tokens + cfg.max_new_tokens)
     log = SampleLog(job.folder / "samples.jsonl", select_probes(job.corpus.safety, config.health.probes, config.seed))
     return Experience(experience_config, runtime, engine, job.chat, job.corpus, sources, log)
 
 
-def _warn_without_a_step(job: Job[PolicyConfig], best_step: int) -> None:
+def _warn_without_best_step(job: Job[PolicyConfig], best_step: int) -> None:
     if best_step:
         return
     alarm = job.config.policy.kl.alarm
@@ -225,8 +230,8 @@ def _warn_without_a_step(job: Job[PolicyConfig], best_step: int) -> None:
         Finding(
             "no-acceptable-step",
             "error",
-            f"no validated step within policy.kl.alarm = {alarm} nats per prompt; the weights it began with are kept",
-            "the policy left the tuned model faster than it was validated",
+            f"no validated step within policy.kl.alarm = {alarm} nats per prompt; the initial weights are kept",
+            "the KL rose faster than validation could choose a checkpoint",
             "raise policy.kl.coef, lower policy.learning_rate or policy.lora.alpha, or lower policy.validate_every",
         )
     )

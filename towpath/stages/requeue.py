@@ -1,5 +1,4 @@
-"""Answers that a reward model was taken in by go back to people: beside the answer training began from, in the
-rating queue."""
+"""Requeue completions that exploit the reward model: people compare them with those from before training."""
 
 from typing import Any
 
@@ -10,21 +9,21 @@ from towpath.store import jsonl, manifest
 from towpath.store.task_queue import Task
 
 CODES = ("reward-hacking", "length-hacking")
-MOST = 20
+MAX_PAIRS = 20
 
 
-def put_back(job: Job[StageConfig], stopped: str) -> int:
-    """Where training ended because the reward is exploited: the highest-scored answers of the last look, as new
-    pairs. How many there are."""
-    samples = _samples(job)
-    if not stopped.startswith(CODES) or not samples:
+def requeue_hacked_samples(job: Job[StageConfig], stopped: str) -> int:
+    """Add the highest-scored completions of the last validation to the rating queue, if training stopped because of
+    reward hacking; returns their number."""
+    sample_prefix = _sample_prefix(job)
+    if not stopped.startswith(CODES) or not sample_prefix:
         return 0
     rows = jsonl.read(job.folder / "samples.jsonl")
     last = max(row["step"] for row in rows)
     initial = {row["prompt_id"]: row["text"] for row in rows if row["step"] == -1}
     ranked = sorted((row for row in rows if row["step"] == last and "score" in row), key=lambda row: -row["score"])
-    pairs = [row for row in ranked if initial.get(row["prompt_id"], row["text"]) != row["text"]][:MOST]
-    prefix = f"{samples}.exploited.{job.folder.name[:6]}"
+    pairs = [row for row in ranked if initial.get(row["prompt_id"], row["text"]) != row["text"]][:MAX_PAIRS]
+    prefix = f"{sample_prefix}.exploited.{job.folder.name[:6]}"
     completions = []
     comparisons = []
     for row in pairs:
@@ -38,21 +37,21 @@ def put_back(job: Job[StageConfig], stopped: str) -> int:
     job.store.add_comparisons(comparisons)
     job.store.add_tasks([Task(c.id, prompts[c.prompt_id].domain, "exploits the reward") for c in comparisons])
     evidence = (
-        f"{len(pairs)} answers that the reward model scores highest are in the rating queue, each beside the one "
-        "training began from"
+        f"the {len(pairs)} answers with the highest reward are in the rating queue, each beside the answer from before "
+        "training"
     )
     remedy = (
         f"judge them (`towpath serve {job.run}`, `towpath label judge`); `towpath run {job.run}` then runs labels, "
         "reward model and policy again"
     )
     job.findings.append(
-        Finding("exploited-queued", "info", evidence, "the reward model has not seen their like", remedy)
+        Finding("exploited-queued", "info", evidence, "the reward model was not trained on such answers", remedy)
     )
     return len(pairs)
 
 
-def _samples(job: Job[StageConfig]) -> str:
-    """The mark of the comparisons this policy's reward model learned from."""
+def _sample_prefix(job: Job[StageConfig]) -> str:
+    """The prefix of comparison ids of the sample stage that the reward model was trained on; empty without one."""
     reward = next((folder for name, folder in reversed(job.inputs.items()) if name.startswith("reward")), None)
     if reward is None or not (reward / "manifest.json").is_file():
         return ""

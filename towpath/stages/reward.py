@@ -1,6 +1,6 @@
-"""The reward model: trained on labels, measured on prompts it never saw, scaled on the tuned model's own answers.
+"""Reward stage: train the reward model on labels, measure it on held-out prompts, normalise its scores.
 
-B rows, K answers of one prompt, N decided pairs or answer tokens, D width.
+B rows (answers), K answers of one prompt or models of the ensemble, N decided pairs or answer tokens, D width.
 """
 
 import zipfile
@@ -33,15 +33,15 @@ from towpath.store.publish import is_intact, publish
 
 FROZEN_FEATURES = "frozen.npz"
 VALUE_FEATURES = "value_features.safetensors"
-MOST_ANSWERS = 384
-TOKENS_AN_ANSWER = 16
-"""Answers, and tokens of each, that a critic may start from."""
+MAX_ANSWERS = 384
+TOKENS_PER_ANSWER = 16
+"""Answers, and tokens of each, from which a critic is initialised."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained reward model of the ensemble: its normalised scores of the held-out answers, and how it was
-    scaled."""
+    """One reward model of the ensemble: its normalised scores of the held-out answers, and the mean and standard
+    deviation that normalise them."""
 
     held_out_B: np.ndarray
     mean: float
@@ -50,7 +50,7 @@ class Member:
 
 
 def run(job: Job[RewardConfig]) -> dict[str, Any]:
-    """Train, measure, normalise, save; several members each from their own start and in their own order."""
+    """Train the members of the ensemble, each with its own seed and data order, and measure their mean score."""
     cfg = job.config.reward
     training, held_out = split_pairs(job, decided_pairs(job))
     members = [_train_member(job, number, training, held_out) for number in range(1, cfg.ensemble_size + 1)]
@@ -81,7 +81,7 @@ def run(job: Job[RewardConfig]) -> dict[str, Any]:
 def _diagnose_labels(
     job: Job[RewardConfig], training: list[Pair], held_out: list[Pair], agreement: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Why the labels do not take the model further, as a finding."""
+    """Add a finding on why the accuracy is below the gate's threshold, from linear probes of the frozen features."""
     cfg = job.config
     path = job.folder / FROZEN_FEATURES
     if not path.is_file():
@@ -92,25 +92,26 @@ def _diagnose_labels(
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         print_note(f"{path}: {error}: the labels are not diagnosed")
         return None
-    reads = []
+    probes = []
     for name, pairs in (("shown", training), ("held", held_out)):
         ordered = _in_row_order(pairs)
         texts = [(p.chosen.text, p.rejected.text) for p in ordered]
         ids = [p.comparison.id for p in ordered]
-        reads.append(evidence.read(ids, features[name], texts, [p.label.strength for p in ordered]))
-    known = (agreement["rate"], agreement["n"]) if agreement["n"] else None
+        probes.append(evidence.pair_features(ids, features[name], texts, [p.label.strength for p in ordered]))
+    rater_agreement = (agreement["rate"], agreement["n"]) if agreement["n"] else None
     ridge = cfg.reward.fit_head or 300.0
-    diagnosis = evidence.diagnosed(reads[0], reads[1], known, cfg.gates.reward.threshold, ridge, cfg.seed)
+    target = cfg.gates.reward.threshold
+    diagnosis = evidence.diagnose_labels(probes[0], probes[1], rater_agreement, target, ridge, cfg.seed)
     if diagnosis:
-        cause = f"{diagnosis['verdict']} (of a linear reading of the frozen model)"
+        cause = f"{diagnosis['verdict']} (from a linear probe of the frozen model)"
         evidence_text = "; ".join(diagnosis["evidence"])
         job.findings.append(Finding("reward-data", "warning", evidence_text, cause, diagnosis["action"]))
     return diagnosis
 
 
 def _in_row_order(pairs: list[Pair]) -> list[Pair]:
-    """Pairs as `_differences` has them: by the row of the chosen, then by the position of the rejected; of two on the
-    same answers the last."""
+    """Pairs in the order of `_differences`: by the row of the chosen answer, then by that of the rejected one. Of two
+    pairs of the same answers the last counts."""
     groups = _answers_by_prompt(pairs)
     row = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
     by_rows = {(row[p.chosen.id], row[p.rejected.id]): p for p in pairs}
@@ -119,16 +120,16 @@ def _in_row_order(pairs: list[Pair]) -> list[Pair]:
 
 def _train_member(job: Job[RewardConfig], number: int, training: list[Pair], held_out: list[Pair]) -> Member:
     """Train one reward model and save it; the first one in the stage's own folder."""
-    own = job
+    member_job = job
     seed = job.config.seed + number - 1
     if number > 1:
-        own = replace(job, folder=job.folder / f"member-{number}", config=replace(job.config, seed=seed))
-    cfg = own.config.reward
-    runtime = open_runtime(own)
+        member_job = replace(job, folder=job.folder / f"member-{number}", config=replace(job.config, seed=seed))
+    cfg = member_job.config.reward
+    runtime = open_runtime(member_job)
     train_batch, held_out_batch = (
-        runtime.cache_frozen_prefix(_batch(own, pairs), "reward") for pairs in (training, held_out)
+        runtime.cache_frozen_prefix(_batch(member_job, pairs), "reward") for pairs in (training, held_out)
     )
-    if Checkpoints(own.folder).newest() is None:
+    if Checkpoints(member_job.folder).newest() is None:
         features_BD = _last_states(runtime, train_batch)
         if number == 1:
             np.savez(
@@ -158,17 +159,17 @@ def _train_member(job: Job[RewardConfig], number: int, training: list[Pair], hel
         score=lambda _metrics: 0.0,
     )
     title = f"{job.name}: training" + (f" {number} of {cfg.ensemble_size}" if cfg.ensemble_size > 1 else "")
-    train(loop, runtime, own, title)
-    mean, std, value_features = _normalise(own, runtime, training, train_batch)
+    train(loop, runtime, member_job, title)
+    mean, std, value_features = _normalise(member_job, runtime, training, train_batch)
     _save(job, runtime, value_features, number)
-    some = train_batch.take(range(min(120, train_batch.groups)))
-    gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
+    subset = train_batch.take(range(min(120, train_batch.groups)))
+    gap, _ = algo.margins(runtime.score("reward", subset, ("score",)).score_B, subset)
     held_out_B = runtime.score("reward", held_out_batch, ("score",)).score_B.numpy()
     return Member(held_out_B, mean, std, float((gap > 0).float().mean()))
 
 
 def open_runtime(job: Job[RewardConfig]) -> Runtime:
-    """A runtime whose reward model is the tuned model with a random head, to be trained."""
+    """A runtime with the role `reward`: the SFT model with a random scalar head, trainable."""
     cfg = job.config.reward
     role = RoleSpec(
         str(job.inputs["sft"] / "weights"),
@@ -185,12 +186,13 @@ def open_runtime(job: Job[RewardConfig]) -> Runtime:
 
 
 def _last_states(runtime: Runtime, batch: Batch) -> np.ndarray:
-    """The last state of every answer [B,D], before anything is trained."""
+    """The hidden state at the last token of every answer [B,D], before training."""
     return runtime.score("reward", batch, ("last",)).last_BD.float().numpy().astype(np.float64)
 
 
 def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
-    """Chosen less rejected of every decided pair [N,D], in the order of the rows."""
+    """Features of the chosen minus those of the rejected answer of every pair [N,D], in the order of the rows."""
+    # beats[b, k]: strength by which row b beat answer k of its prompt; place[b]: position of row b in its prompt
     beats_BK = batch.columns["beats"].numpy()
     place_B = batch.columns["place"].numpy()
     row_N, k_N = np.nonzero(beats_BK > 0)
@@ -198,18 +200,18 @@ def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
 
 
 def _fit_head(runtime: Runtime, batch: Batch, features_BD: np.ndarray, ridge: float) -> None:
-    """Start the head at the best linear reading of the frozen model: logistic regression on differences of
-    features."""
+    """Initialise the head by logistic regression on feature differences of the frozen model."""
     mean_D = features_BD.mean(0)
     spread_D = features_BD.std(0) + 1e-6
     difference_ND = _differences(features_BD, batch) / spread_D
+    # alternating signs balance the two classes
     sign_N = np.where(np.arange(len(difference_ND)) % 2 == 0, 1.0, -1.0)
     weight_D = fit_logistic(difference_ND * sign_N[:, None], (sign_N > 0).astype(float), ridge) / spread_D
     runtime.set_head("reward", torch.as_tensor(weight_D), torch.tensor(-float(mean_D @ weight_D)))
 
 
 def _batch(job: Job[RewardConfig], pairs: list[Pair]) -> Batch:
-    """Every answer once, grouped by prompt, with the strength by which it beat each answer of its group."""
+    """Every answer once, grouped by prompt, with the strength by which it beat each answer of its prompt [B,K]."""
     groups = _answers_by_prompt(pairs)
     prompts = {p.prompt.id: p.prompt for p in pairs}
     rows = [completion_row(job, prompts[name], c) for name, group in groups.items() for c in group.values()]
@@ -227,7 +229,7 @@ def _batch(job: Job[RewardConfig], pairs: list[Pair]) -> Batch:
 
 
 def _answers_by_prompt(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
-    """The judged answers of each prompt, in the order of the rows."""
+    """The answers of each prompt, in the order of the rows."""
     groups: dict[str, dict[str, Completion]] = {}
     for p in pairs:
         groups.setdefault(p.prompt.id, {}).update({p.chosen.id: p.chosen, p.rejected.id: p.rejected})
@@ -237,46 +239,49 @@ def _answers_by_prompt(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
 def _normalise(
     job: Job[RewardConfig], runtime: Runtime, pairs: list[Pair], batch: Batch
 ) -> tuple[float, float, dict[str, Tensor]]:
-    """Fold mean 0 and unit scale on the tuned model's own answers into the head. Of the same answers, what a critic
-    can start from: features at some tokens of each, and the score, end and row of the answer."""
+    """Change the head so that scores of SFT answers have mean 0 and deviation 1; also return the tensors that
+    initialise a critic: features at some tokens, and the score, end and row of their answer."""
     answers = [c for group in _answers_by_prompt(pairs).values() for c in group.values()]
-    own = [i for i, c in enumerate(answers) if c.source == "sft"] or list(range(len(answers)))
-    chosen = own[:MOST_ANSWERS]
-    out = runtime.score("reward", replace(batch, sizes=()).take(chosen), ("score", "features"))
+    sft_answers = [i for i, c in enumerate(answers) if c.source == "sft"] or list(range(len(answers)))
+    rows = sft_answers[:MAX_ANSWERS]
+    out = runtime.score("reward", replace(batch, sizes=()).take(rows), ("score", "features"))
     mean = float(out.score_B.mean())
     std = float(out.score_B.std(unbiased=False)) or 1.0
     head = runtime.head("reward")
     runtime.set_head("reward", head["weight"].div_(std), head["bias"].sub_(mean).div_(std))
+    # TOKENS_PER_ANSWER evenly spaced tokens of each answer, or all of a shorter one
     length_B1 = out.mask_BT.sum(1, keepdim=True)
-    spacing_B1 = (length_B1.float() / TOKENS_AN_ANSWER).clamp(min=1.0)
-    token_BK = (torch.arange(TOKENS_AN_ANSWER) * spacing_B1).long()
+    spacing_B1 = (length_B1.float() / TOKENS_PER_ANSWER).clamp(min=1.0)
+    token_BK = (torch.arange(TOKENS_PER_ANSWER) * spacing_B1).long()
     row_N, k_N = (token_BK < length_B1).nonzero(as_tuple=True)
-    ended_B = torch.tensor([job.chat.ended(job.tokens(answers[i])) for i in chosen])
+    ended_B = torch.tensor([job.chat.ended(job.tokens(answers[i])) for i in rows])
     features_NF = runtime.read_features(out.features, row_N, token_BK[row_N, k_N]).to(torch.bfloat16)
     score_N = ((out.score_B - mean) / std)[row_N]
     return mean, std, {"features": features_NF, "score": score_N, "ended": ended_B[row_N], "row": row_N}
 
 
 def _gaps(held_out: list[Pair], scores_B: np.ndarray) -> np.ndarray:
-    """Score of the chosen less score of the rejected of every pair; scores come in the order of the rows."""
+    """Score of the chosen minus score of the rejected answer of every pair; scores are in the order of the rows."""
     answers = [(name, c) for name, group in _answers_by_prompt(held_out).items() for c in group]
     score_of = dict(zip(answers, scores_B, strict=True))
     return np.array([score_of[p.prompt.id, p.chosen.id] - score_of[p.prompt.id, p.rejected.id] for p in held_out])
 
 
-def _measure(job: Job[RewardConfig], held: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
-    """Accuracy on held-out pairs, with everything that puts it in proportion."""
-    gap = _gaps(held, scores_B)
+def _measure(job: Job[RewardConfig], held_out: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
+    """Accuracy on held-out pairs, by strength and domain, calibration, and correlation with length."""
+    gap = _gaps(held_out, scores_B)
     error, curve = evals.calibration_error(gap * std)
-    right = (gap > 0).astype(float)
-    clean = [generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held]
-    agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
-    rows = [(name, len(job.tokens(c))) for name, group in _answers_by_prompt(held).items() for c in group.values()]
+    correct = (gap > 0).astype(float)
+    rubric_gap = [
+        generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held_out
+    ]
+    agrees = float(np.mean(np.sign(rubric_gap) == np.sign(gap)))
+    rows = [(name, len(job.tokens(c))) for name, group in _answers_by_prompt(held_out).items() for c in group.values()]
     return {
-        **evals.pair_accuracy(gap, [p.prompt.id for p in held], job.config.seed),
+        **evals.pair_accuracy(gap, [p.prompt.id for p in held_out], job.config.seed),
         "clean_accuracy": agrees if job.config.preferences.raters == "simulated" else None,
-        "by_strength": evals.accuracy_by_group([str(round(p.label.strength)) for p in held], right),
-        "by_domain": evals.accuracy_by_group([p.prompt.domain for p in held], right),
+        "by_strength": evals.accuracy_by_group([str(round(p.label.strength)) for p in held_out], correct),
+        "by_domain": evals.accuracy_by_group([p.prompt.domain for p in held_out], correct),
         "calibration_error": error,
         "calibration": curve,
         "length_correlation": evals.within_prompt_correlation(
@@ -292,7 +297,7 @@ def _lengths(job: Job[RewardConfig], pairs: list[Pair]) -> tuple[np.ndarray, np.
 
 
 def _save(job: Job[RewardConfig], runtime: Runtime, value_features: dict[str, Tensor], number: int) -> None:
-    """Adapter or whole model, head, and of the first member what a critic may start from: one published folder."""
+    """Publish a folder with adapter or whole model, head, and for the first member the critic's initial tensors."""
 
     def write(folder: Path) -> None:
         if job.config.reward.method == "full":

@@ -1,4 +1,4 @@
-"""Margins of the previous round's reward model on comparisons, for routing them to people."""
+"""Score margins of the previous round's reward model, by which comparisons are routed to people."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from towpath.store import manifest
 
 
 def reward_margins(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """The score of a minus that of b, in log odds, by comparison; empty in the first round.
+    """Score of a minus score of b in log odds, by comparison; empty in the first round.
 
-    Margins are cached, since the stage runs again whenever people have judged.
+    Margins are cached, because the stage runs again whenever people have judged.
     """
     reward = next((folder for stage, folder in job.inputs.items() if stage.startswith("reward")), None)
     if reward is None:
@@ -32,7 +32,7 @@ def reward_margins(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> 
         runtime.open(roles)
         rows = [completion_row(job, prompts[c.prompt_id], completions[x]) for c in missing for x in (c.a, c.b)]
         score_B = RewardModels(runtime, tuple(roles)).score(Batch(rows), job.config.policy.rewards).score_B
-        # scores are normalised: times their standard deviation the difference is in log odds
+        # scores are normalised: times their standard deviation the difference [C] is in log odds
         margin_C = (score_B[0::2] - score_B[1::2]) * manifest.read(reward)["result"]["std"]
         margins |= dict(zip([c.id for c in missing], margin_C.tolist(), strict=True))
         write_cache(cache, {"reward": reward.name, "margins": margins})

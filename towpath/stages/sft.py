@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: demonstrations in, a tuned model out."""
+"""SFT stage: train the base model on demonstrations; the checkpoint with the lowest validation loss is kept."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from towpath.stages.loop import LoopConfig, minibatches, train, warmup_then_line
 
 
 def run(job: Job[SftConfig]) -> dict[str, Any]:
-    """Train, merge, save."""
+    """Train, merge LoRA weights, save the model."""
     cfg = job.config.sft
     seed = job.config.seed
     _require_two(len({d.id for d in job.corpus.demonstrations}))
@@ -58,7 +58,7 @@ def run(job: Job[SftConfig]) -> dict[str, Any]:
 
 
 def open_runtime(job: Job[SftConfig]) -> Runtime:
-    """A runtime whose policy is the base model, to be trained."""
+    """A runtime with the role `policy`: the base model, trainable."""
     cfg = job.config.sft
     lora = cfg.lora if cfg.method == "lora" else None
     runtime = job.launch(cfg.packing)
@@ -68,11 +68,9 @@ def open_runtime(job: Job[SftConfig]) -> Runtime:
 
 
 def _require_two(demonstrations: int) -> None:
-    """One to train on, and one to validate on."""
+    """Require one demonstration to train on and one for validation."""
     if demonstrations < 2:
         fix = "add rows to data.demonstrations; `towpath.train` optimises a model that needs no supervised fine-tuning"
         raise DataError(
-            f"{demonstrations} demonstrations",
-            "sft trains on demonstrations and validates on some that it holds out",
-            fix,
+            f"{demonstrations} demonstrations", "sft trains on demonstrations and holds some out for validation", fix
         )

@@ -113,7 +113,7 @@ def _legend(name: str, spec: ChartSpec) -> str:
     if not slash:
         return METRICS[name].legend or label(name) if name in METRICS else label(name)
     families = sum(one.endswith("/") for one in spec.names)
-    return f"{rest}, watched" if families > 1 and family == "watched" else rest
+    return f"{rest}, not rewarded" if families > 1 and family == "watched" else rest
 
 
 def title_of(name: str) -> str:

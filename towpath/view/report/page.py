@@ -124,7 +124,7 @@ def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]
             )
             note = f" {verdict.note[0].upper()}{verdict.note[1:].rstrip('.')}." if verdict.note else ""
             measured = (
-                f"{percent(verdict.value, 1)} against {percent(verdict.threshold)}."
+                f"{percent(verdict.value, 1)} (threshold {percent(verdict.threshold)})."
                 if is_number(verdict.value)
                 else "no win rate was measured."
             )

@@ -12,6 +12,7 @@ from towpath.view.format import number
 
 References = Sequence[ReferenceLine]
 MAX_COLOURS = 9
+VALIDATION_COLOUR = 1
 
 
 def sft_charts(run: RunRecord) -> list[Markup]:
@@ -89,13 +90,14 @@ def _chart(stage: StageRecord, name: str, references: References = (), note: str
         names += sorted({key for row in stage.metrics for key in row if key.startswith(family)})
     curves = {one: points for one in names if (points := stage.curve(one))}
     alone = len(curves) == 1
+    validation = stage.curve(name, "validation")
+    colours = [colour for colour in range(MAX_COLOURS) if not (validation and colour == VALIDATION_COLOUR)]
     series = [
-        Series(_legend(one, alone), points, "area" if stacked else "line", _colour(index))
+        Series(_legend(one, alone), points, "area" if stacked else "line", colours[index % len(colours)])
         for index, (one, points) in enumerate(curves.items())
     ]
-    validation = stage.curve(name, "validation")
     if validation:
-        series.append(Series("validation", validation, "dashed", 1))
+        series.append(Series("validation", validation, "dashed", VALIDATION_COLOUR))
     form_ = "percent" if form(spec.names[0]) == "percent" else "number"
     return Chart(spec.title, series, references, form=form_, low=spec.low, high=spec.high, note=note)
 
@@ -106,11 +108,6 @@ def _legend(name: str, alone: bool) -> str:
     if "/" in name:
         return name.partition("/")[2]
     return METRICS[name].legend or label(name) if name in METRICS else label(name)
-
-
-def _colour(index: int) -> int:
-    """Colours in order, without that of validation."""
-    return (0, 2, 3, 4, 5, 6, 7, 8)[index % (MAX_COLOURS - 1)]
 
 
 def _checkpoint(stage: StageRecord) -> tuple[ReferenceLine, ...]:
