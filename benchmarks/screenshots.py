@@ -190,6 +190,7 @@ def judge_next(store: Store, rater: str, number: int, at: float) -> None:
     draw = random.Random(f"{rater}/{number}")
     seconds = 1.2 + draw.random() if rater == "carl" else draw.uniform(14, 34)
     task = store.submit_write(rater_stats.rating_page, rater, at - seconds).result().task
+    assert task is not None
     answers = next(row["answers"] for row in PAIRS if row["prompt"] == task.prompt)
     left, right = (answers.index(text) for text in task.answers)
     side: Side = "left" if (left > right) == (draw.random() < 0.85) else "right"
@@ -301,7 +302,8 @@ def picture_rating(camera: Camera, folder: Path) -> None:
     """The pictures of the rating page and of the owner's pages."""
     with Store.open(folder / "towpath.db") as store, serving(store, team=True) as (url, auth):
         fill_ledger(store)
-        for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater"), ("carl", "rater")):
+        roles: dict[str, people.Role] = {"olga": "owner", "ann": "rater", "bob": "rater", "carl": "rater"}
+        for name, role in roles.items():
             store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
 
         def visit(name: str, path: str, width: int = 1280, height: int = 640, **options: Any) -> Any:

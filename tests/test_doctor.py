@@ -215,7 +215,7 @@ def test_other_kl_metrics_are_not_mapped_to_kl():
 
 
 def test_reward_without_kl_is_preferred():
-    assert read(VERL).unused["critic/rewards/mean"] == "critic/score/mean is taken for reward"
+    assert read(VERL).unused["critic/rewards/mean"] == "critic/score/mean is used as reward"
     less = {name: x for name, x in PPO.items() if name != "objective/scores"}
     assert value(read(less), "reward") == 1.4
 
@@ -223,7 +223,7 @@ def test_reward_without_kl_is_preferred():
 def test_unknown_columns_are_listed_without_bookkeeping():
     log = read(VERL)
     assert log.unknown == ("my/own",)
-    assert not {"perf/throughput", "timing_s/gen", "training/global_step"} & {*log.unused, *log.taken}
+    assert not {"perf/throughput", "timing_s/gen", "training/global_step"} & {*log.unused, *log.mapped_columns}
     assert log.history.validation["watched/gsm8k/acc"].values == [0.3]
 
 
@@ -644,7 +644,7 @@ BAD = {
     "odd.json": ('{"log_history": 3}', "log_history is int"),
     "word.json": ('"hello"', "str without rows"),
     "text.jsonl": ('{"step": 1, "said": "hello"}\n', "no numbers"),
-    "foreign.jsonl": ('{"step": 1, "mystery": 1.0}\n', "none of its numbers is known: mystery"),
+    "foreign.jsonl": ('{"step": 1, "mystery": 1.0}\n', "no known metric among its columns: mystery"),
     "run.wandb": ("x", "no reader for .wandb"),
     "log.xlsx": ("x", "no reader for .xlsx"),
     "log": ("x", "a name without suffix"),
@@ -784,13 +784,13 @@ def sample() -> Diagnosis:
         Finding("else", "warning", HOSTILE, "", "look", None),
         Finding("note", "info", "reward rises"),
     )
-    taken = {HOSTILE: MappedColumn("kl", ""), "objective/scores": MappedColumn("reward", "", "the score")}
+    mapped_columns = {HOSTILE: MappedColumn("kl", ""), "objective/scores": MappedColumn("reward", "", "the score")}
     log = Log(
         "run/<i>",
         "TRL's PPO",
         "policy",
         history.history_from_rows(rows, {"policy.kl.alarm": 2.0}),
-        taken,
+        mapped_columns,
         {"a<b": "why"},
         (HOSTILE,),
         ("a note",),

@@ -45,7 +45,7 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("the training loss", direction=-1),
     "policy_loss": Metric("the clipped surrogate", "policy loss"),
     "value_loss": Metric("the critic's loss", "value loss", direction=-1),
-    "clip_fraction": Metric("share of tokens whose ratio was clipped", "clipped", form="percent", direction=-1),
+    "clip_fraction": Metric("share of tokens whose ratio was clipped", "clip fraction", form="percent", direction=-1),
     "ratio": Metric("mean probability ratio of the new policy to the old"),
     "ratio_error": Metric("mean distance of that ratio from 1", legend="mean", direction=-1),
     "first_ratio_error": Metric(

@@ -115,7 +115,7 @@ def lines(diagnoses: Sequence[Diagnosis], width: int) -> str:
 
 def _lines(diagnosis: Diagnosis, width: int) -> Iterator[str]:
     log = diagnosis.log
-    known = len(log.taken) + len(log.unused)
+    known = len(log.mapped_columns) + len(log.unused)
     yield log.source
     recognised = "" if log.own else f", {known} of {known + len(log.unknown)} metrics recognised"
     summary = f"{log.dialect}: {log.steps} logged steps, the last {log.last + 1}{recognised}"
@@ -133,15 +133,15 @@ def _lines(diagnosis: Diagnosis, width: int) -> Iterator[str]:
 def _basis(diagnosis: Diagnosis, width: int) -> Iterator[str]:
     """What was read of the log, and what could not be checked."""
     log = diagnosis.log
-    renamed = {theirs: taken for theirs, taken in log.taken.items() if theirs != taken.ours and not log.own}
-    taken = [
-        f"{theirs} as {taken.ours}" + (" (validation)" if taken.phase == "validation" else "")
-        for theirs, taken in renamed.items()
+    renamed = {name: column for name, column in log.mapped_columns.items() if name != column.ours and not log.own}
+    mapped = [
+        f"{name} as {column.ours}" + (" (validation)" if column.phase == "validation" else "")
+        for name, column in renamed.items()
     ]
     parts = [
         ("not checked", list(diagnosis.missing_signals)),
         ("note", list(log.notes)),
-        ("mapped", [", ".join(taken)] if taken else []),
+        ("mapped", [", ".join(mapped)] if mapped else []),
         ("not used", [", ".join(log.unused)] if log.unused else []),
         ("unknown", [", ".join(log.unknown)] if log.unknown else []),
     ]
@@ -194,7 +194,7 @@ def _log_row(diagnosis: Diagnosis) -> dict[str, Any]:
         "source": log.source,
         "of": log.dialect,
         "kind": log.kind,
-        "recognised": {theirs: taken.ours for theirs, taken in log.taken.items()},
+        "recognised": {name: column.ours for name, column in log.mapped_columns.items()},
         "not_used": dict(log.unused),
         "not_recognised": list(log.unknown),
         "not_judged": list(diagnosis.missing_signals),
@@ -217,12 +217,12 @@ def _section(diagnosis: Diagnosis) -> dict[str, Any]:
     log = diagnosis.log
     rows = [
         {
-            "column": theirs,
-            "ours": taken.ours,
-            "phase": taken.phase,
-            "description": taken.description or _description(taken.ours),
+            "column": name,
+            "ours": column.ours,
+            "phase": column.phase,
+            "description": column.description or _description(column.ours),
         }
-        for theirs, taken in log.taken.items()
+        for name, column in log.mapped_columns.items()
     ]
     findings = [
         {

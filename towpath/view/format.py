@@ -1,4 +1,4 @@
-"""Numbers in words: shares, durations, sizes, moments, for people."""
+"""Number formats of pages and terminal: numbers, percentages, intervals, durations, sizes, times."""
 
 import math
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ NONE = "–"
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number with that many significant digits, without needless zeros."""
+    """A number with this many significant digits, without trailing zeros."""
     if not is_number(value):
         return NONE
     size = abs(value)
@@ -41,8 +41,7 @@ def percents(interval: Any, places: int = 0) -> str:
 
 
 def duration(seconds: Any, brief: bool = False) -> str:
-    """Seconds as hours, minutes or seconds: two units at most, one where it is to be brief and that is telling
-    enough."""
+    """A duration in at most two units of hours, minutes and seconds; `brief` leaves out seconds from ten minutes on."""
     if not is_number(seconds):
         return NONE
     if seconds < 10:
@@ -66,7 +65,7 @@ def size(count: Any) -> str:
 
 
 def moment(value: Any) -> str:
-    """A time to the minute in UTC; what cannot be read as one is shown as it is."""
+    """A time in UTC to the minute; a text that is not a time is returned unchanged."""
     try:
         at = datetime.fromtimestamp(value, UTC) if is_number(value) else datetime.fromisoformat(str(value))
     except ValueError:

@@ -71,7 +71,7 @@ class Log:
     dialect: str
     kind: Kind
     history: History
-    taken: Mapping[str, MappedColumn] = field(default_factory=dict)
+    mapped_columns: Mapping[str, MappedColumn] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     """Known columns that are not used, with the reason."""
     unknown: tuple[str, ...] = ()
@@ -111,22 +111,24 @@ def translate(raw: RawLog, maps: Mapping[str, str] | None = None) -> Log:
         raise DataError(f"{raw.source}: no numbers", "a log has rows of steps and numbers", fix)
     _require_columns(raw.source, maps, {name for row in raw.rows for name in row})
     dialect = names.dialect_of(columns)
-    taken, unused, unknown = _map_columns(columns, dialect, stated)
-    if not taken:
-        value = f"{raw.source}: none of its numbers is known: {', '.join(columns[:12])}"
-        raise DataError(value, "a log with known numbers", "name them: --map column=reward")
-    kind = _kind(dialect, taken)
-    taken, not_used = _for_kind(taken, kind, steps)
-    rows = _metric_rows(steps, taken, kind)
+    mapped_columns, unused, unknown = _map_columns(columns, dialect, stated)
+    if not mapped_columns:
+        value = f"{raw.source}: no known metric among its columns: {', '.join(columns[:12])}"
+        raise DataError(value, "a log with known metrics", "map a column: --map column=reward")
+    kind = _kind(dialect, mapped_columns)
+    mapped_columns, not_used = _for_kind(mapped_columns, kind, steps)
+    rows = _metric_rows(steps, mapped_columns, kind)
     first_step = int(min((row["step"] for row in rows if row["phase"] == "train"), default=1) >= 1)
-    notes = [*raw.notes, *_assumptions(raw.rows, maps, dialect, taken), *_derive_kl(rows, steps)]
+    notes = [*raw.notes, *_assumptions(raw.rows, maps, dialect, mapped_columns), *_derive_kl(rows, steps)]
     notes += [*_derive_kl_coef(rows, dialect.algo), *_estimate_lengths(rows, steps)]
     if not first_step:
         notes.append("the log counts steps from 0; here they are counted from 1")
     facts = _facts(rows, kind, dialect, raw.settings)
     history = history_from_rows(({**row, "step": row["step"] - first_step} for row in rows), facts)
     history = _with_watched(history)
-    return Log(raw.source, dialect.name, kind, history, taken, unused | not_used, unknown, tuple(notes), first_step)
+    return Log(
+        raw.source, dialect.name, kind, history, mapped_columns, unused | not_used, unknown, tuple(notes), first_step
+    )
 
 
 def _with_watched(history: History) -> History:
@@ -202,7 +204,7 @@ def _map_columns(
 ) -> tuple[dict[str, MappedColumn], dict[str, str], tuple[str, ...]]:
     """The columns that are metrics, those that are known and not used with the reason, and the unknown ones."""
     order = list(dialect.names)
-    taken: dict[str, MappedColumn] = {}
+    mapped_columns: dict[str, MappedColumn] = {}
     unused: dict[str, str] = {}
     unknown: list[str] = []
     column_of: dict[tuple[str, str], str] = {}
@@ -222,21 +224,25 @@ def _map_columns(
         if not meaning.ours:
             unused[column] = meaning.description
         elif metric in column_of:
-            unused[column] = f"{column_of[metric]} is taken for {meaning.ours}"
+            unused[column] = f"{column_of[metric]} is used as {meaning.ours}"
         else:
             column_of[metric] = column
-            taken[column] = MappedColumn(meaning.ours, phase, meaning.description, meaning.complement, meaning.scale)
-    return taken, unused, tuple(column for column in columns if column in unknown)
+            mapped_columns[column] = MappedColumn(
+                meaning.ours, phase, meaning.description, meaning.complement, meaning.scale
+            )
+    return mapped_columns, unused, tuple(column for column in columns if column in unknown)
 
 
-def _metric_rows(steps: Iterable[StepRow], taken: Mapping[str, MappedColumn], kind: Kind) -> list[dict[str, Any]]:
+def _metric_rows(
+    steps: Iterable[StepRow], mapped_columns: Mapping[str, MappedColumn], kind: Kind
+) -> list[dict[str, Any]]:
     """Rows as in metrics.jsonl, one for each step and phase; of two values for one metric the later counts."""
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     for row in steps:
         for column, value in row.numbers.items():
-            if column not in taken:
+            if column not in mapped_columns:
                 continue
-            mapped = taken[column]
+            mapped = mapped_columns[column]
             phase = mapped.phase or row.phase or "train"
             name = mapped.ours
             if kind == "pairs" and phase == "validation":
@@ -246,9 +252,9 @@ def _metric_rows(steps: Iterable[StepRow], taken: Mapping[str, MappedColumn], ki
     return [rows[key] for key in sorted(rows)]
 
 
-def _kind(dialect: Dialect, taken: Mapping[str, MappedColumn]) -> Kind:
+def _kind(dialect: Dialect, mapped_columns: Mapping[str, MappedColumn]) -> Kind:
     """The kind of training; of plain names, by the metrics."""
-    ours = {mapped.ours for mapped in taken.values()}
+    ours = {mapped.ours for mapped in mapped_columns.values()}
     if dialect is not names.PLAIN:
         return dialect.kind
     if ours & {"reward", "score", "kl", "kl_per_token", "policy_loss", "clip_fraction", "length"}:
@@ -259,14 +265,14 @@ def _kind(dialect: Dialect, taken: Mapping[str, MappedColumn]) -> Kind:
 
 
 def _for_kind(
-    taken: Mapping[str, MappedColumn], kind: Kind, steps: Iterable[StepRow]
+    mapped_columns: Mapping[str, MappedColumn], kind: Kind, steps: Iterable[StepRow]
 ) -> tuple[dict[str, MappedColumn], dict[str, str]]:
     """The mapping for this kind of training, and columns that mean nothing in it, with the reason."""
     mapping: dict[str, MappedColumn] = {}
     not_used: dict[str, str] = {}
     changing = {column for row in steps for column, value in row.numbers.items() if value != 0}
-    phases_of_parts = {mapped.phase for mapped in taken.values() if mapped.ours == "policy_loss"}
-    for column, mapped in taken.items():
+    phases_of_parts = {mapped.phase for mapped in mapped_columns.values() if mapped.ours == "policy_loss"}
+    for column, mapped in mapped_columns.items():
         if kind == "pairs" and mapped.phase == "validation":
             name = names.VALIDATION_ON_PAIRS.get(mapped.ours, mapped.ours)
             mapping[column] = replace(mapped, ours=name)
@@ -283,15 +289,15 @@ def _for_kind(
 
 
 def _assumptions(
-    rows: Sequence[Row], maps: Mapping[str, str], dialect: Dialect, taken: Mapping[str, MappedColumn]
+    rows: Sequence[Row], maps: Mapping[str, str], dialect: Dialect, mapped_columns: Mapping[str, MappedColumn]
 ) -> Iterator[str]:
     """Notes on what the log does not state."""
     counters = {*names.STEPS, *(column for column, ours in maps.items() if ours == "step")}
     if not any(name in row for row in rows for name in counters):
         yield "no column counts steps: rows are counted, from 0"
-    for column, mapped in taken.items():
+    for column, mapped in mapped_columns.items():
         if dialect is names.PLAIN and mapped.ours == "kl" and column not in maps:
-            yield f"{column} is taken as nats per answer; if it is nats a token: --map {column}=kl_per_token"
+            yield f"{column} is read as nats per answer; if it is nats per token: --map {column}=kl_per_token"
 
 
 def _by_name(steps: Iterable[StepRow], wanted: str) -> Numbers:

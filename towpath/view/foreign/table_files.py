@@ -16,7 +16,7 @@ from towpath.view.foreign.log import RawLog
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 MAX_BYTES = 2**31
 MIN_GAPS = 3
-"""Gaps of NaN between numbers from which NaN is taken for an empty cell."""
+"""Gaps of NaN between numbers from which NaN is read as an empty cell."""
 
 
 def read(path: Path) -> RawLog:
@@ -25,7 +25,7 @@ def read(path: Path) -> RawLog:
     if path.suffix in (".csv", ".tsv"):
         rows = _csv(path, text)
         gaps = sorted(_gaps(rows))
-        notes = (f"NaN between numbers is taken for an empty cell: {', '.join(gaps)}",) if gaps else ()
+        notes = (f"NaN between numbers is read as an empty cell: {', '.join(gaps)}",) if gaps else ()
         return RawLog(
             str(path),
             [{name: cell for name, cell in row.items() if name not in gaps or not _is_nan(cell)} for row in rows],

@@ -58,10 +58,10 @@ def read_stage_log(folder: Path) -> Log:
     kind = kinds.get(stage_kind(name), "training")
     if kind == "policy" and any("pairs_loss" in row for row in rows):
         kind = "pairs"
-    taken = {column: MappedColumn(column, "", _description(column)) for column in sorted(columns)}
+    mapped_columns = {column: MappedColumn(column, "", _description(column)) for column in sorted(columns)}
     history = history_from_rows(rows, _facts(folder, name))
     notes = tuple(_intervention_notes(folder))
-    return Log(str(folder), f"Towpath, {name}", kind, history, taken, notes=notes, own=True)
+    return Log(str(folder), f"Towpath, {name}", kind, history, mapped_columns, notes=notes, own=True)
 
 
 def _description(name: str) -> str:

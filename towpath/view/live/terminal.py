@@ -115,7 +115,7 @@ def _curves(stage: LiveStage, width: int, blocks: str) -> Table:
             table.add_row(label(name), *_row(columns, validation, name, curve_width, blocks))
     for name in train.names:
         if name.startswith("reward/"):
-            title = Text(f"  {name.removeprefix('reward/')}", "dim")
+            title = Text(f"reward: {name.removeprefix('reward/')}", "dim")
             table.add_row(title, *_row(train, validation, name, curve_width, blocks))
     return table
 
