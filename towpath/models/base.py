@@ -1,4 +1,4 @@
-"""Load a base model and its tokenizer, and write the tokenizer; `find` says where a model lies."""
+"""Load a base model and its tokenizer, and write the tokenizer; `find` returns a model's folder."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device =
 
 
 def _loaded(folder: str, dtype: torch.dtype, attention: str, pad: int) -> Any:
-    """What transformers loads, if the folder's files hold every weight of it."""
+    """The model as transformers loads it, if the folder's files have all its weights."""
     settings: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": attention,
@@ -119,7 +119,7 @@ def save_tokenizer(chat: Chat, folder: Path) -> None:
 
 
 def _alike(chat: Chat, folder: Path) -> bool:
-    """Whether the tokenizer in a folder makes the same tokens."""
+    """Whether the tokenizer in a folder gives the same tokens."""
     saved = load_tokenizer(str(folder))
     return saved.chat_template == chat.template and all(
         saved(text)["input_ids"] == chat.tokenizer(text)["input_ids"]

@@ -25,7 +25,7 @@ half of it."""
 
 
 class PassFailed(ModelError):
-    """A pass through the model raised what its own code raises."""
+    """The model's own code raised an exception in a forward pass."""
 
 
 BROKEN = (
@@ -52,7 +52,7 @@ def check_model(model: Any, folder: str) -> None:
 
 
 def require_parts(model: Any, folder: str) -> None:
-    """The parts that passes and drawing reach for."""
+    """Require the modules that forward passes and sampling use."""
     body = model.base_model
     head = model.get_output_embeddings()
     lacking = [name for name in ("layers", "norm") if not hasattr(body, name)] + ([] if head is not None else ["head"])
@@ -62,7 +62,7 @@ def require_parts(model: Any, folder: str) -> None:
 
 
 def failed(model: Any, folder: str, what: str, error: Exception) -> PassFailed:
-    """That a model of this kind cannot do what training or drawing needs."""
+    """The error for a model that training or sampling does not support."""
     message = " ".join(str(error).split())[:200]
     value = f"{folder}: {what} a {type(model).__name__} fails: {type(error).__name__}: {message}"
     return PassFailed(value, "training and drawing pass through it", FAMILIES)
@@ -70,7 +70,7 @@ def failed(model: Any, folder: str, what: str, error: Exception) -> PassFailed:
 
 @torch.inference_mode()
 def require_rows_apart(model: Any, folder: str) -> None:
-    """Rows that are packed into a line, or drawn side by side from a cache, say what each says alone."""
+    """Require that packed rows, and rows sampled in one batch from a cache, give the same outputs as alone."""
     ids = _some(model)[0]
     short = ids[:6]
     long = ids[2:]
@@ -90,7 +90,7 @@ def require_rows_apart(model: Any, folder: str) -> None:
 
 
 def _packed(model: Any, short: torch.Tensor, long: torch.Tensor) -> list[torch.Tensor]:
-    """The states of two rows that share a line."""
+    """The states of two rows packed into one line."""
     ids = torch.cat([short, long])[None]
     position = torch.cat([torch.arange(len(short)), torch.arange(len(long))])[None].to(ids.device)
     segment = torch.cat([torch.full((len(short),), 1), torch.full((len(long),), 2)])[None].to(ids.device)
@@ -167,7 +167,7 @@ def can_split_layers(model: Any, depth: int) -> bool:
 
 
 def _product(body: Any, head: Any, ids: torch.Tensor) -> torch.Tensor:
-    """The head's product with the last state [V]."""
+    """Logits of the last state [V]."""
     return (body(input_ids=ids, use_cache=False).last_hidden_state[0, -1:] @ head.weight.T)[0].float()
 
 

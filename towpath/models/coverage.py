@@ -1,4 +1,4 @@
-"""What LoRA adapts of a model, as plain numbers."""
+"""LoRA coverage: which weights of a model are adapted."""
 
 from dataclasses import dataclass
 

@@ -95,7 +95,7 @@ def require_plausible(source: str, config: Mapping[str, Any], tensors: Mapping[s
 
 
 def _numbered(names: Iterable[str], pattern: str) -> int:
-    """How many layers tensors are numbered by."""
+    """The number of layers, from the names of tensors."""
     numbers = [int(match[1]) for name in names if (match := re.search(pattern, name)) and len(match[1]) < 7]
     return 1 + max(numbers, default=-1)
 
@@ -152,7 +152,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an error that names the file."""
+    """Read a JSON object; errors name the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -12,12 +12,12 @@ SIGNS = ("can't allocate memory", "out of memory", "bad_alloc", "bad allocation"
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or on the processor."""
+    """Whether an exception means out of memory, on a GPU or a CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
 def with_less(work: Callable[[], T], less: Callable[[], None]) -> T:
-    """What `work` returns; each time memory runs out, `less` makes its next try smaller, or raises."""
+    """The result of `work`; after running out of memory, `less` reduces its size (or raises) and `work` is repeated."""
     while True:
         try:
             return work()

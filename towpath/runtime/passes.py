@@ -1,4 +1,4 @@
-"""Rows laid into lines for a pass, and outputs laid back into rows.
+"""Pack rows into lines for a forward pass, and unpack outputs into rows.
 
 B rows, T answer tokens, N answer tokens of all rows, S tokens of a row, P lines, L tokens of a line, D width.
 """
@@ -22,7 +22,7 @@ def packed_batch(packed: PackedRows, device: torch.device) -> PackedBatch:
 
 
 def read_positions(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Where states are read: before each answer token [N], and at the last token of each row [B], where wanted."""
+    """Positions of the states that are read: before each answer token [N], and at the last token of each row [B]."""
     nowhere = np.zeros(0, np.int64)
     before = [positions[row.start - 1 : -1] for positions, row in zip(packed.token_positions, batch.rows, strict=True)]
     last = np.array([positions[-1] for positions in packed.token_positions])
@@ -32,7 +32,7 @@ def read_positions(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> 
 
 
 def lay_out(states_BSD: Tensor, packed: PackedRows) -> Tensor:
-    """States of rows [B,S,D] in the lines they are packed into [P,L,D]."""
+    """States of rows [B,S,D] as packed lines [P,L,D]."""
     out = states_BSD.new_zeros(packed.ids_PL.size, states_BSD.shape[2])
     for states_SD, positions in zip(states_BSD, packed.token_positions, strict=True):
         out[torch.from_numpy(positions).to(out.device)] = states_SD[: len(positions)]
@@ -47,7 +47,7 @@ def spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def join(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs:
-    """Outputs of passes, each with the numbers of its rows, as outputs of the whole batch."""
+    """Merge the outputs of passes, each with its row numbers, into those of the whole batch."""
     out = Outputs(mask_BT)
     for field in PER_TOKEN + PER_ROW:
         first = getattr(parts[0][1], field)

@@ -55,21 +55,21 @@ def memory_in_use(device: torch.device) -> float:
 
 
 def release_memory() -> None:
-    """What a finished stage has freed goes back to the system, so that the next one does not add to it."""
+    """Return memory that a finished stage has freed to the system."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_named(name: str) -> torch.device:
-    """The device a recipe names; auto takes a GPU when there is one."""
+    """The device of a recipe; `auto` is a GPU if there is one."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def dtype_named(name: str, device: torch.device) -> torch.dtype:
-    """The trunk's arithmetic; auto takes bfloat16 where it is measured to be faster than float32."""
+    """The dtype of a recipe; `auto` is bfloat16 where it is measured to be faster than float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     return torch.bfloat16 if device.type == "cuda" or _bfloat16_pays() else torch.float32

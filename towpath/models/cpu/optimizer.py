@@ -57,7 +57,7 @@ class AdamW:
         weight.register_post_accumulate_grad_hook(hook)
 
     def accumulate(self) -> None:
-        """Begin another pass, whose gradients add to those there are."""
+        """Start another backward pass, whose gradients are added to the present ones."""
         for weight in self.low_bits:
             if weight.grad is not None:
                 self._sums[weight] = weight.grad.float()
@@ -74,13 +74,13 @@ class AdamW:
         return {weight: grad for weight, grad in gradients.items() if grad is not None}
 
     def norm(self) -> float:
-        """Of all gradients together."""
+        """The norm of all gradients together."""
         squares = [kernels.dispatch(grad).sum_of_squares(grad.contiguous()) for grad in self.gradients().values()]
         return math.sqrt(float(torch.stack(squares).sum())) if squares else 0.0
 
     @torch.no_grad()
     def step(self, rate: float, scale: float) -> None:
-        """Move every weight by `rate` of its peak rate, its gradient times `scale`."""
+        """Update every weight with `rate` times its peak rate; gradients are multiplied by `scale`."""
         gradients = self.gradients()
         for peak, weights in self.groups:
             for weight in weights:

@@ -42,7 +42,7 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor
 
 
 def apply_rms_norm(x_TD: Tensor, scale_T1: Tensor, weight_D: Tensor) -> Tensor:
-    """Rows brought to unit length, rounded, times the norm's weight."""
+    """Rows scaled to unit root mean square, rounded, times the norm's weight."""
     return (x_TD * scale_T1).to(x_TD.dtype) * weight_D.to(x_TD.dtype)
 
 
@@ -64,7 +64,7 @@ def swiglu(inner: Tensor) -> Tensor:
 
 
 def swiglu_backward(by_acted: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-    """What `swiglu` gave, and the gradient by what it was given."""
+    """The output of `swiglu` and the gradient of its input."""
     gate, up = inner.chunk(2, -1)
     opened = F.silu(gate)
     by_inner = torch.empty_like(inner)
@@ -122,7 +122,7 @@ def split_heads(rows_TD: Tensor, begin_P1: Tensor, length: int, heads: int, key_
 
 
 def merge_heads(by_head: Tensor, begin_P1: Tensor, heads: int, out_TD: Tensor) -> None:
-    """Heads of lines into their tokens' rows."""
+    """Inverse of `split_heads`: heads of lines to rows of tokens."""
     lines = len(begin_P1) - 1
     width = by_head.shape[-1]
     rows_SD = by_head.view(lines, heads, -1, width).transpose(1, 2).reshape(-1, heads * width)
@@ -186,12 +186,12 @@ def adamw_step(
 
 
 def _places(begin_P1: Tensor, length: int) -> Tensor:
-    """Which of the places of all lines have a token."""
+    """Which positions of the lines have a token."""
     return (torch.arange(length) < begin_P1.diff()[:, None]).flatten().nonzero()[:, 0]
 
 
 def _heads(rows_TD: Tensor, begin_P1: Tensor, length: int, heads: int) -> Tensor:
-    """Rows in their places, zeros in the others, as [P,H,L,W]."""
+    """Rows at their positions in the lines, zeros elsewhere, as [P,H,L,W]."""
     lines = len(begin_P1) - 1
     all_SD = rows_TD.new_zeros(lines * length, rows_TD.shape[1])
     all_SD[_places(begin_P1, length)] = rows_TD[begin_P1[0] : begin_P1[-1]]
@@ -199,7 +199,7 @@ def _heads(rows_TD: Tensor, begin_P1: Tensor, length: int, heads: int) -> Tensor
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Heads [P,H,L,W] turned by their positions' angles [P,1,L,W/2]."""
+    """Rotary embedding: heads [P,H,L,W] rotated by the angles of their positions [P,1,L,W/2]."""
     half = x.shape[-1] // 2
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -19,5 +19,5 @@ def split_float32(whole: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge_float32(upper: Tensor, rest: Tensor) -> Tensor:
-    """The float32 values that were parted."""
+    """Merge both halves to float32."""
     return ((upper.contiguous().view(torch.int16).int() << 16) + rest).view(torch.float32)
