@@ -26,6 +26,7 @@ def kl_estimates(logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, Tensor, Tensor
     reference thinks a token e^20 times as likely, k3 continues as a straight line: finite, and its
     gradient still pulls back."""
     log_ratio = logp - ref_logp
+    # exp(x) - 1 - x with x = log pi_ref - log pi, linear beyond x = 20
     held = (-log_ratio).clamp(max=20.0)
     beyond = (-log_ratio - held) * held.detach().exp()
     return log_ratio, 0.5 * log_ratio**2, torch.expm1(held) + beyond + log_ratio
@@ -44,16 +45,16 @@ def sequence_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: floa
 
 
 def group_sums(x_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
-    """For every row the sum over its group, in float64, and the group's size; groups are named by whole numbers."""
-    _, place_B = group_B.unique(return_inverse=True)
+    """The sum over the group of every row, in float64, and the group's size; groups have integer ids."""
+    _, index_B = group_B.unique(return_inverse=True)
     x_B = x_B.double()
-    sums = torch.zeros(int(place_B.max()) + 1, dtype=x_B.dtype, device=x_B.device)
-    return sums.index_add(0, place_B, x_B)[place_B], sums.index_add(0, place_B, torch.ones_like(x_B))[place_B]
+    zeros = torch.zeros(int(index_B.max()) + 1, dtype=x_B.dtype, device=x_B.device)
+    return zeros.index_add(0, index_B, x_B)[index_B], zeros.index_add(0, index_B, torch.ones_like(x_B))[index_B]
 
 
 def group_centred(x_B: Tensor, group_B: Tensor, scale: bool, eps: float = 1e-4) -> Tensor:
-    """Less the mean of its group, over the group's (unbiased) deviation when scaled (GRPO, arXiv 2402.03300;
-    unscaled 2503.20783)."""
+    """Reward minus the mean of the group; divided by the group's (unbiased) standard deviation if `scale` (GRPO, arXiv
+    2402.03300; without it 2503.20783)."""
     total_B, size_B = group_sums(x_B, group_B)
     centred_B = x_B - total_B / size_B
     if scale:
@@ -63,8 +64,7 @@ def group_centred(x_B: Tensor, group_B: Tensor, scale: bool, eps: float = 1e-4) 
 
 
 def leave_one_out(x_B: Tensor, group_B: Tensor) -> Tensor:
-    """Less the mean of the *others* of its group (RLOO, arXiv 2402.14740); an answer alone has nothing to compare
-    with: zero."""
+    """Reward minus the mean of the *other* answers of the group (RLOO, arXiv 2402.14740); zero in a group of one."""
     total_B, size_B = group_sums(x_B, group_B)
     return torch.where(size_B > 1, x_B - (total_B - x_B) / (size_B - 1).clamp(min=1), 0.0).to(x_B.dtype)
 
@@ -75,6 +75,7 @@ def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam:
     advantage_BT = torch.zeros_like(value_BT)
     following = torch.zeros_like(value_BT[:, 0])
     next_value = torch.zeros_like(following)
+    # backwards: A_t = delta_t + gamma * lam * A_{t+1}
     for t in range(value_BT.shape[1] - 1, -1, -1):
         delta = reward_BT[:, t] + gamma * next_value - value_BT[:, t]
         following = torch.where(mask_BT[:, t], delta + gamma * lam * following, 0.0)
@@ -86,6 +87,7 @@ def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam:
 def clipped_policy_loss(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """PPO's pessimistic surrogate (Schulman et al. 2017) and where the clip bites; finite at any ratio.
     The ratio is held within 1 - low and 1 + high, which may differ (DAPO, arXiv 2503.14476)."""
+    # larger of the two losses: a step is never rewarded for leaving the clip range
     ratio = log_ratio.clamp(-20.0, 20.0).exp()
     plain = -advantage * ratio
     clipped = -advantage * ratio.clamp(1 - low, 1 + high)

@@ -2,7 +2,6 @@
 (2503.14476).
 
 B rows, T answer tokens.  KL is part of the reward, or a loss (k3, as published).
-
 """
 
 from torch import Tensor
@@ -25,6 +24,7 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
     if cfg.grpo.kl == "reward":
         reward_B = F.sequence_rewards(reward_B, *surrogate.log_ratios(batch), knobs["kl_coef"])
     advantage_B = F.group_centred(reward_B, c["group"], cfg.grpo.scale == "group")
+    # one advantage per answer [B]; every token of it gets the same
     if cfg.grpo.scale == "batch":
         advantage_B = advantage_B / (advantage_B.std() + 1e-4)
     return batch.with_columns(advantage=advantage_B)

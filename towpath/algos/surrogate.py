@@ -18,14 +18,16 @@ def log_ratios(batch: Batch) -> tuple[Tensor, Tensor]:
 def loss(
     out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Tensor | None = None, kl_coef: float = 0.0
 ) -> tuple[Tensor, Metrics]:
-    """Sum over tokens of the surrogate, each token counted with its row's weight, and of kl_coef * k3 to the
-    reference. The advantage is one a token [B,T] or one an answer [B]. Where a rollout is learned from in a single
-    update, `on_policy`, the old policy is the one that speaks here, and `old_logp` is what the sampler said. Where
-    another engine drew, `correction`, a token weighs as much as the old policy's probability of it over the
-    engine's."""
+    """Sum over tokens of the clipped surrogate, weighted by row, plus kl_coef * k3 to the reference.
+
+    The advantage is per token [B,T] or per answer [B]. With the column `on_policy` (a rollout used for one update) the
+    old log-probabilities are those of this pass. With `correction` (another engine sampled) tokens have truncated
+    importance weights pi_old / pi_engine.
+    """
     mask = out.mask_BT
     c = batch.columns
     old_BT = out.logp_BT.detach() if "on_policy" in c else c["old_logp"]
+    # from here on [N]: the answer tokens of all rows
     log_ratio = (out.logp_BT - old_BT)[mask]
     advantage_column = c["advantage"]
     advantage = (advantage_column if advantage_column.ndim == 2 else advantage_column[:, None].expand(mask.shape))[mask]
@@ -38,6 +40,7 @@ def loss(
         cost = cost * _corrected(old_BT, batch)[mask]
     tokens = float(mask.sum())
     ratio = log_ratio.detach().exp()
+    # summed now, divided by the number of tokens when passes are joined
     sums = {
         "policy_loss": surrogate,
         "clip_fraction": clipped.float(),
@@ -54,6 +57,6 @@ def loss(
 
 
 def _corrected(old_BT: Tensor, batch: Batch) -> Tensor:
-    """Weights [B,T] of tokens that an engine with rounding of its own drew, at most `correction`."""
+    """Importance weights [B,T] for an engine that rounds differently, truncated at `correction`."""
     c = batch.columns
     return torch.minimum((old_BT - c["sampler_logp"]).exp(), c["correction"][:, None]).detach()

@@ -120,6 +120,7 @@ class Experience:
         batch = self.compute_rewards(rollouts, batch, knobs)
         if self.config.critic != "none":
             batch = self.compute_values(batch)
+        # completions of one prompt are neighbours: rows 0..group-1 are group 0
         batch = batch.with_columns(group=torch.arange(len(draws)) // self.policy.group)
         tokens = sum(len(r.token_ids) for r in rollouts)
         return batch, rollout_metrics(batch, rollouts) | {
@@ -134,6 +135,7 @@ class Experience:
         size = self.policy.rollout // self.policy.group
         draws = []
         for position in range(step * size, (step + 1) * size):
+            # a function of the step, so that a resumed run draws the same
             epoch, index = divmod(position, count)
             order = permutation(count, self.config.seed, f"{self.config.name}/prompts", epoch)
             names = [f"{epoch}" if copy == 0 else f"{epoch}.{copy}" for copy in range(self.policy.group)]
@@ -178,11 +180,13 @@ class Experience:
         are computed there."""
         runtime = self.runtime
         batch = runtime.cache_frozen_prefix(self._rows(rollouts), "reference")
+        # all columns [B,T], zero beyond an answer's end
         columns = {"ref_logp": runtime.score("reference", batch, ("logp",), temperature).logp_BT}
         columns["sampler_logp"] = torch.zeros_like(columns["ref_logp"])
         for i, r in enumerate(rollouts):
             columns["sampler_logp"][i, : len(r.logprobs)] = torch.tensor(r.logprobs)
         if single_update:
+            # the update's own forward pass gives the old policy's log-probabilities: ratio 1, one pass less
             columns["old_logp"] = columns["sampler_logp"]
             columns["on_policy"] = torch.ones(len(batch), dtype=torch.bool)
         else:
@@ -198,6 +202,7 @@ class Experience:
         """The policy's log-probabilities before it moves. An exact engine has given them: some rows are checked, and
         all are computed where that shows otherwise."""
         if self.config.exact_engine:
+            # every eighth row is computed again; within TOLERANCE the engine's own stand for the others
             checked_B = torch.arange(len(batch)) % CHECK_EVERY == 0
             some = batch.take(checked_B.nonzero()[:, 0].tolist())
             logp_BT = self.runtime.score("policy", some, ("logp",), temperature).logp_BT
@@ -261,6 +266,7 @@ class Experience:
         self.runtime.publish("policy", self.engine)
         requests = self._requests(draws, "validation", temperature)
         requests += self._requests(probes, "probes", temperature, PROBE_TOKENS)
+        # one call: validation prompts and probes share batches
         outputs = generate(self.engine, requests, "validation answers")
         rollouts = self._rollouts(draws, outputs[: len(draws)])
         batch = self.compute_rewards(rollouts, self.compute_logprobs(rollouts, temperature), {})
@@ -292,6 +298,7 @@ class Experience:
             return metrics
         policy_B = batch.columns["reward"].numpy()
         reference_B = self._reference_reward() if self._reference_reward_B is None else self._reference_reward_B
+        # ties count half
         rose = np.where(policy_B == reference_B, 0.5, policy_B > reference_B)
         low, high = wilson(float(rose.sum()), len(rose))
         return metrics | {

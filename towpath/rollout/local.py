@@ -39,6 +39,7 @@ class LocalEngine:
         self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Tick | None = None
     ) -> list[SampleOutput]:
         """Answers in the order of the requests."""
+        # prompts of similar length together, and equal prompts side by side: they are read once
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
         outputs: dict[int, SampleOutput] = {}
         with layers.sampling_head(self.model) as self.head:
@@ -59,6 +60,7 @@ class LocalEngine:
         logprobs: list[list[float]] = [[] for _ in requests]
         live = np.arange(len(requests))
         stops = torch.tensor(self.eos, device=self.model.device)
+        # logits [B,V], position [B,1] of the last token; `room` holds the KV cache and its mask
         logits, position, room = self._prefill([request.prompt for request in requests])
         for step in range(int(limit.max())):
             token_B, logp_B = draw(logits, step)
@@ -72,7 +74,7 @@ class LocalEngine:
             tick(len(live) + int((limit[live] - step - 1)[ended_B].sum()), ended)
             if ended == len(live):
                 break
-            if ended:
+            if ended:  # finished rows leave the batch and the cache
                 order = leaving(going_B)
                 token_B = token_B[order]
                 position = position[order]
@@ -134,6 +136,7 @@ class _Draw:
         for i, request in enumerate(requests):
             uniforms[i, : len(request.uniforms)] = request.uniforms
         self.greedy = greedy
+        # without top-k, top-p and min-p a compiled kernel samples straight from the logits
         self.narrowed = any(r.decoding.top_k > 0 or r.decoding.top_p < 1 or r.decoding.min_p > 0 for r in requests)
         self.columns = {
             "uniforms": torch.from_numpy(uniforms).to(device),
@@ -150,6 +153,7 @@ class _Draw:
         c = self.columns
         if kernels.compiled(logits_BV) and not self.greedy and not self.narrowed:
             return native.sample_tokens(logits_BV, c["temperature"], c["uniforms"][:, step])
+        # log-probabilities are those at the temperature, before top-k, top-p and min-p: the trainer's
         p_BV = sampling.scaled(logits_BV, c["temperature"])
         if self.greedy:
             token_B = logits_BV.argmax(-1)

@@ -40,6 +40,7 @@ def _distance(batch: Batch) -> Numbers:
     mask_BT = torch.from_numpy(batch.mask_BT)
     kl_B = sum_tokens(batch, log_ratio_BT)
     metrics = {
+        # k1: unbiased, may be negative in a small batch; k3: never negative, with outliers
         "kl": float(kl_B.mean()),
         "kl_k3": float(sum_tokens(batch, torch.expm1(-log_ratio_BT) + log_ratio_BT).mean()),
         "kl_per_token": float(log_ratio_BT[mask_BT].mean()),
@@ -79,6 +80,7 @@ def _scores(batch: Batch, rollouts: Sequence[Rollout]) -> Numbers:
         paid_B = c[column].numpy().astype(float)
         measured_B = np.array([measure(r.token_ids) for r in rollouts], dtype=float)
         if measured_B.std() > 0 and paid_B.std() > 0:
+            # slope of the regression of reward on length: what one more token is worth
             correlation = float(np.corrcoef(paid_B, measured_B)[0, 1])
             metrics[f"reward_{name}_corr"] = correlation
             metrics[f"{name}_worth"] = correlation * float(paid_B.std() / measured_B.std())

@@ -203,6 +203,7 @@ class Local:
             role, _, name = key.partition("/")
             group = f"{role}/head" if name.startswith("head.") and f"{role}/head" in rates else role
             groups.setdefault(group, []).append(parameter)
+        # with weight decay the usual betas of pre-training, else those of Adam
         betas = 0.9, 0.95 if weight_decay else 0.999
         self.optimizer = AdamW([(rates[name], weights) for name, weights in groups.items()], eps, weight_decay, betas)
         for role in self.roles.values():
@@ -301,6 +302,7 @@ class Local:
             for name, wants in needs.items():
                 total, more = loss(self._forward(name, part, wants, temperature), on_device)
                 if self.roles[name].closed_form_head is None:
+                    # `weight` counts the whole minibatch: the sum over passes is its mean, however it is split
                     (total / weight).backward()
                 add(metrics, more)
             count(len(part))
@@ -315,17 +317,20 @@ class Local:
             return Outputs(mask_BT, value_BT=batch.columns["value"].to(self.device))  # fixed until the next `fit`
         packed = lm.pack_rows(model, batch.rows, self.pad, self.pack_width)
         lines = passes.packed_batch(packed, self.device)
+        # the hidden state before a token predicts it; the one at the last token has seen the whole answer
         before_N, last_B = passes.read_positions(packed, batch, wants)
         read_N = torch.from_numpy(np.concatenate([before_N, last_B])).to(self.device)
         prefix = batch.handles.get("prefix")
         with self._acting(role):
             if prefix is not None and role.trunk in self.adapters:
+                # layers below all adapters are the same for every role and every epoch: start above them
                 states_BSD = self._stored[id(prefix)][torch.as_tensor(batch.columns["cached_row"]).to(self.device)]
                 states_PLD = passes.lay_out(states_BSD, packed)
                 depth = self.adapters[role.trunk].common_depth()
                 hidden_ND = lm.run_upper_layers(model, states_PLD, lines, depth, read_N)
             else:
                 hidden_ND = lm.hidden(model, lines, read_N)
+        # [N+B,D] splits into states per answer token and states per row
         before_ND = hidden_ND[: len(before_N)]
         last_BD = hidden_ND[len(before_N) :]
         return self._read(role, batch, before_ND, last_BD, mask_BT, wants, temperature)
@@ -344,12 +349,14 @@ class Local:
         out = Outputs(mask_BT)
         if "logp" in wants:
             target_N = torch.from_numpy(np.concatenate([r.ids[r.start :] for r in batch.rows])).to(self.device)
+            # answer tokens of all rows, concatenated [N]; their logits [N,V] are never held at once
             head_VD = self.trunks[role.trunk].get_output_embeddings().weight
             logp_N, entropy_N = lm.token_logprobs(hidden_ND, head_VD, target_N, temperature, "entropy" in wants)
             out.logp_BT = passes.spread(logp_N, mask_BT)
             if "entropy" in wants:
                 out.entropy_BT = passes.spread(entropy_N, mask_BT)
         if {"value", "features"} & set(wants):
+            # float32: a running sum over T tokens in bfloat16 would lose the later ones
             states_BTD = passes.spread(hidden_ND.float(), mask_BT)
             if "value" in wants and role.head is not None:
                 out.value_BT = torch.where(mask_BT, role.head(running_mean(states_BTD)), 0.0)
@@ -407,6 +414,7 @@ class Local:
         model = self.trunks[trunk]
         if not depth or not can_split_layers(model, depth):
             return None
+        # [B,S,D] for prompts and answers
         shape = len(batch), max(len(row.ids) for row in batch.rows), model.config.hidden_size
         if math.prod(shape) * model.dtype.itemsize > MOST_PREFIX_BYTES:
             return None
@@ -438,6 +446,7 @@ class Local:
         target = target.to(self.device)
         if isinstance(features, Handle):
             mask_BT = self._masks[id(features)]
+            # [B,T,F] to [N,F]
             ridge.learn(self._stored[id(features)][mask_BT], target[mask_BT], decay)
         else:
             ridge.learn(features[:, : len(ridge.head.weight)].to(self.device), target, decay)
@@ -465,6 +474,7 @@ class Local:
         self._initial_fits.clear()
         norm = self.optimizer.norm()
         if np.isfinite(norm):
+            # clipped while it is read: no pass over the gradients of its own
             self.optimizer.step(rate, min(1.0, max_grad_norm / (norm + 1e-6)))
         else:
             gradients = self.optimizer.gradients()

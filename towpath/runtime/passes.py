@@ -1,6 +1,6 @@
-"""Pack rows into lines for a forward pass, and unpack outputs into rows.
+"""Pack rows into sequences for a forward pass, and unpack outputs into rows.
 
-B rows, T answer tokens, N answer tokens of all rows, S tokens of a row, P lines, L tokens of a line, D width.
+B rows, T answer tokens, N answer tokens of all rows, S tokens of a row, P packed sequences of L tokens, D hidden size.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ PER_ROW = ("score_B", "last_BD")
 
 
 def packed_batch(packed: PackedRows, device: torch.device) -> PackedBatch:
-    """PackedBatch as a model reads them."""
+    """The packed rows as tensors on a device."""
     columns = packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL
     return PackedBatch(*(torch.from_numpy(column).to(device) for column in columns))
 
@@ -24,6 +24,7 @@ def packed_batch(packed: PackedRows, device: torch.device) -> PackedBatch:
 def read_positions(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the states that are read: before each answer token [N], and at the last token of each row [B]."""
     nowhere = np.zeros(0, np.int64)
+    # the state at position t - 1 predicts token t
     before = [positions[row.start - 1 : -1] for positions, row in zip(packed.token_positions, batch.rows, strict=True)]
     last = np.array([positions[-1] for positions in packed.token_positions])
     per_token = bool(set(wants) - {"score", "last"})
@@ -32,7 +33,7 @@ def read_positions(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> 
 
 
 def lay_out(states_BSD: Tensor, packed: PackedRows) -> Tensor:
-    """States of rows [B,S,D] as packed lines [P,L,D]."""
+    """States of rows [B,S,D] at their packed positions [P,L,D]."""
     out = states_BSD.new_zeros(packed.ids_PL.size, states_BSD.shape[2])
     for states_SD, positions in zip(states_BSD, packed.token_positions, strict=True):
         out[torch.from_numpy(positions).to(out.device)] = states_SD[: len(positions)]
@@ -57,6 +58,7 @@ def join(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs:
         whole = first.new_zeros(*shape, *first.shape[len(shape) :])
         for rows, part in parts:
             value = getattr(part, field)
+            # a pass is as wide as its longest answer, the batch as its longest of all
             if field in PER_ROW:
                 whole[torch.from_numpy(rows)] = value
             else:
