@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import select
 import socket
 from contextlib import contextmanager, suppress
 from time import sleep
@@ -53,6 +54,19 @@ def test_body_without_one_stated_length_is_refused(team, path, lines):  # noqa: 
                 connection.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
                 sent += 65_536
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+
+
+def test_client_that_is_still_sending_reads_the_refusal(team):  # noqa: F811
+    """A proxy would report an error of its own if the connection were reset."""
+    with raw(team) as connection:
+        connection.sendall(head(team, "POST", "/rate/judge", "content-length: 1500000"))
+        assert select.select([connection], [], [], 10)[0], "the refusal arrives before the body is sent"
+        for _ in range(150):
+            connection.sendall(b"x" * 10_000)
+        assert status(connection) == 413
+        while connection.recv(4096):
+            pass
+        connection.shutdown(socket.SHUT_WR)
 
 
 def test_anonymous_body_is_not_read(team):  # noqa: F811

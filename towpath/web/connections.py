@@ -7,7 +7,7 @@ import resource
 import traceback
 from collections.abc import Sequence
 from time import monotonic
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,8 +22,52 @@ MAX_CONNECTIONS = 1000
 MAX_PER_ADDRESS = 100
 """Open connections per address; trusted proxies and this machine are limited by MAX_CONNECTIONS alone."""
 LOOPBACK = ("127.0.0.0/8", "::1")
+LINGER_SECONDS = 2.0
+"""Time for a client to finish sending a request that was answered before its end, and to read the answer."""
+LINGER_BYTES = 4 * 2**20
+"""Bytes of such a request that are read and dropped."""
 RESERVED_DESCRIPTORS = 128
 """File descriptors reserved for the ledger, logs and the run's files."""
+
+
+class LingeringTransport:
+    """A transport whose `close` lets the client read the response to a request that is refused before its end.
+
+    Closing a socket with unread data resets the connection: a client, or a proxy such as Caddy, that is still sending
+    would get an error in place of the response. So only the writing side is closed, and what arrives is dropped.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: "BoundedProtocol") -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._dropped = 0
+        self._lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether no further request is accepted."""
+        return self._lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close after pending writes; after those and the rest of the request where it is still arriving."""
+        if self.is_closing():
+            return
+        # over TLS a half-closed connection does not exist
+        if self._protocol.conn.their_state is not h11.SEND_BODY or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._lingers = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._protocol.loop.call_later(LINGER_SECONDS, self._transport.abort)
+
+    def drop(self, data: bytes) -> None:
+        """Drop data of a refused request."""
+        self._dropped += len(data)
+        if self._dropped > LINGER_BYTES:
+            self._transport.abort()
 
 
 class BoundedProtocol(H11Protocol):
@@ -34,7 +78,8 @@ class BoundedProtocol(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._lingering = LingeringTransport(transport, self)
+        super().connection_made(cast("asyncio.Transport", self._lingering))
         if self._too_many():
             self.connections.discard(self)
             transport.abort()
@@ -43,6 +88,7 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
+            self._lingering.drop(data)
             return
         if self._deadline is None and self.conn.their_state is h11.IDLE:
             self._expect_headers()
