@@ -38,7 +38,7 @@ test: setup system
 	$(V)/bin/ruff format --check .
 	$(V)/bin/ruff check .
 	$(V)/bin/pyright
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What tests meet for real and Debian has: a compiler, a browser, a database server, npm for axe-core, proxies. Where they cannot be installed those tests are skipped, and say so.
 DEBIAN = $(if $(shell command -v c++),,g++) $(if $(shell command -v chromium),,chromium) $(if $(wildcard /usr/lib/postgresql/*/bin/initdb),,postgresql) $(if $(shell command -v npm),,npm) \

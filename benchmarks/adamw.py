@@ -17,7 +17,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import described
+from benchmarks.machine import describe_machine
 from towpath.models.cpu.optimizer import AdamW
 
 LAYERS = 30
@@ -122,7 +122,7 @@ def main() -> None:
         parts = (f"{name} {1000 * took:.1f} ms ({took / medians['own']:.2f})" for name, took in medians.items())
         print(f"{work}: " + ", ".join(parts), flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"machine": described(), "seconds": report}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": describe_machine(), "seconds": report}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

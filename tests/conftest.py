@@ -1,6 +1,7 @@
 """What tests share: a real tiny model, made on the spot; a real PostgreSQL, where Debian's is installed."""
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -197,3 +198,9 @@ def serious(page, axe: str) -> list[str]:
     violations = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     bad = [v for v in violations if v["impact"] in ("serious", "critical")]
     return [f"{page.url}: {v['id']}: {json.dumps([node['html'][:120] for node in v['nodes'][:3]])}" for v in bad]
+
+
+def pytest_collection_finish() -> None:
+    """Imported modules stay: without this every full garbage collection walks two million of their objects."""
+    gc.collect()
+    gc.freeze()
