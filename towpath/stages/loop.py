@@ -1,7 +1,7 @@
 """The training loop of all algorithms: make a batch, split it into minibatches, compute gradients, step the optimizer.
 
-It knows no algorithm, model or device. The loss is divided by the weight of the whole minibatch, so micro-batches do
-not change the gradient.
+It knows no algorithm and no model, nor where they run. The loss is divided by the weight of the whole minibatch, so
+micro-batches do not change the gradient.
 """
 
 import json
