@@ -224,7 +224,7 @@ def test_decided_arena_closes_its_tasks(store, run):
     assert row.people.n == row.people.wins == count
     assert take_lease(store, "ann") == "empty"
     revealed = reveal_comparisons(store, made.number)
-    assert {side for pair in revealed for verdict in pair["said"] for side in [verdict["for"]]} == {"one"}
+    assert {side for pair in revealed for verdict in pair["verdicts"] for side in [verdict["for"]]} == {"one"}
     assert "PASS" in format_terminal(row)
 
 

@@ -115,7 +115,7 @@ def test_hajek_estimate_from_routed_pairs_is_unbiased():
         ({"gold": True}, "gold"),
         ({"safety": True}, "safety"),
         ({"judge": None, "certainty": None}, "no verdict"),
-        ({"consistent": False}, "order turns the verdict"),
+        ({"consistent": False}, "verdict depends on order"),
         ({"rule": "b", "certainty": 0.75}, "judge and rule differ"),
         ({"margin": -4.0}, "reward model differs"),
         ({"domain": "law"}, "new domain"),

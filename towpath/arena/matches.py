@@ -116,5 +116,5 @@ def _reveal(match: Match, judgements: list[Judgement]) -> dict[str, Any]:
         "one": one,
         "other": other,
         "same": match.same,
-        "said": verdicts,
+        "verdicts": verdicts,
     }

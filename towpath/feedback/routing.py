@@ -137,7 +137,7 @@ def _reasons(s: Signals, cfg: RoutingConfig, known_domains: Collection[str] | No
         "gold": s.gold,
         "safety": s.safety,
         "no verdict": s.judge is None,
-        "order turns the verdict": not s.consistent,
+        "verdict depends on order": not s.consistent,
         "judge and rule differ": s.judge is not None and s.rule is not None and s.rule not in (s.judge, "tie"),
         "reward model differs": contradicts,
         "new domain": known_domains is not None and s.domain not in known_domains,

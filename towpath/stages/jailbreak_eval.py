@@ -81,7 +81,7 @@ def run(job: Job[EvaluateConfig], policy: Path, plain: dict[str, list[Completion
 def _answers(job: Job[EvaluateConfig], folder: Path, source: str, prompts: Sequence[Prompt]) -> list[Completion]:
     title = f"{job.name}: jailbreak prompts to {source}"
     return generation.load_or_sample(
-        job.folder / f"disguised-{source}.jsonl",
+        job.folder / f"jailbreaks-{source}.jsonl",
         len(prompts),
         lambda: generation.sample_answers(job, folder, prompts, source, title),
     )
