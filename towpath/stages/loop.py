@@ -145,9 +145,11 @@ def _step(
     except (interrupt.Stopped, KeyboardInterrupt):
         save_now()
         raise
+    # credit assignment: the algorithm adds its columns, such as advantage [B,T]
     batch = config.algo.prepare(batch, config.config, knobs)
     batch_metrics = batch_metrics | critic_metrics(batch)
     started = time.monotonic()
+    # a name and plain data, not a closure: it can travel to a runtime in another process
     loss = Loss(config.algo.__name__, config.config.model_dump(), knobs)
     temperature = knobs.get("temperature", config.temperature)
     metrics: Metrics = {}
@@ -155,9 +157,10 @@ def _step(
     rate = 0.0
     with progress("update", config.epochs * len(batch), "rows") as work:
         for number, (done, mini) in enumerate(_minibatches(config, job, step, batch)):
+            # tokens or answers of the whole minibatch, whatever passes the runtime splits it into
             weight = config.algo.weigh(mini, config.config)
             more = runtime.forward_backward(config.algo.TRAINS, mini, loss, weight, temperature, work.advance)
-            if number == 0:
+            if number == 0:  # no weight has moved: the ratio to the old policy is 1 but for rounding
                 batch_metrics |= {f"first_{key}": x for key, x in means(more).items() if key == "ratio_error"}
             add(metrics, more)
             rate = config.rate((step + done) / config.steps)
