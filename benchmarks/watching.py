@@ -19,7 +19,7 @@ from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Prompt
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.experience import PROBE_TOKENS
-from towpath.rollout.generate import open_engine
+from towpath.rollout.generate import load_engine
 from towpath.rollout.sample_log import select_probes
 from towpath.runtime.contract import RoleSpec
 from towpath.runtime.process import prepare_process
@@ -42,7 +42,7 @@ def measure_cost(run: Path, turns: int) -> dict[str, Any]:
         runtime = job.launch(training=False)
         runtime.open({"tuned": RoleSpec(str(folders["sft"] / "weights"))})
         most = recipe.data.max_prompt_tokens + recipe.policy.max_new_tokens
-        engine = open_engine(recipe.engine, job.chat, job.folder, most)
+        engine = load_engine(recipe.engine, job.chat, job.folder, most)
         runtime.publish("tuned", engine)
 
         def sample_requests(prompts: list[Prompt], longest: int) -> list[SampleRequest]:

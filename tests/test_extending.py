@@ -86,6 +86,7 @@ def test_every_detector_module_is_registered():
         ({"engine": {"type": "my_team.no_engine"}}, "engine.type = 'my_team.no_engine': no such engine"),
         ({"engine": {"type": "my_team.my_awr"}}, "engine.type = 'my_team.my_awr': no such engine"),
         ({"engine": {"type": "locl"}}, "engine.type = 'locl': no such engine"),
+        ({"engine": {"type": "generate"}}, "engine.type = 'generate': no such engine"),
         ({"engine": {"settings": {"x": 1}}}, "engine.settings with engine.type = 'local'"),
         ({"policy": {"settings": {"x": 1}}}, "policy.settings with policy.algo = 'ppo'"),
     ],

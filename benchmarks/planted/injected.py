@@ -61,9 +61,9 @@ def drawn_at(temperature: float) -> Iterator[None]:
 
 @contextmanager
 def _drawing(make: Callable[[Chat], LocalEngine]) -> Iterator[None]:
-    before = policy.open_engine
-    policy.open_engine = lambda _section, chat, _folder, _most: make(chat)
+    before = policy.load_engine
+    policy.load_engine = lambda _section, chat, _folder, _most: make(chat)
     try:
         yield
     finally:
-        policy.open_engine = before
+        policy.load_engine = before

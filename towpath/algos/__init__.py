@@ -24,7 +24,7 @@ def data_of(name: str) -> str:
         known = sorted(
             path.stem for path in Path(__file__).parent.glob("*.py") if _is_policy_algorithm(_constants(path))
         )
-        rule = f"one of {', '.join(known)}, or an import path of a module with DATA and TRAINS"
+        rule = f"one of {', '.join(known)}, or the import path of a module with DATA and TRAINS, as in package.module"
         near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
         raise RecipeError(f"policy.algo = {name!r}: no such algorithm", rule, f"use {near[0] if near else 'ppo'!r}")
     return constants["DATA"]

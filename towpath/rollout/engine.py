@@ -62,6 +62,6 @@ def engine_module(name: str) -> str:
     known = [path.stem for path in files if "\ndef open_engine(" in path.read_text(encoding="utf-8")]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or ["local"]
-        rule = f"one of {', '.join(known)}, or an import path of a module with open_engine"
+        rule = f"one of {', '.join(known)}, or the import path of a module with open_engine, as in package.module"
         raise RecipeError(f"engine.type = {name!r}: no such engine", rule, f"use {near[0]!r}")
     return f"{__package__}.{name}"

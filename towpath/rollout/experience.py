@@ -5,7 +5,7 @@ B rollouts, T answer tokens.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,7 +253,9 @@ class Experience:
         `reward` has the recipe's reward settings, `reward_turned` those that remedies have moved.
         """
         if self._last_validation is None or self._last_validation[0] != step:
-            self._last_validation = step, *self._validate(step, knobs)
+            batch, metrics = self._validate(step, knobs)
+            # without handles: the runtime lets go of the states and features of these rows
+            self._last_validation = step, replace(batch, handles={}), metrics
         _, batch, metrics = self._last_validation
         return metrics | self._compare_with_reference(batch) if against_reference else metrics
 

@@ -12,7 +12,7 @@ from towpath.rollout.engine import Engine, SampleOutput, SampleRequest, engine_m
 from towpath.runtime.out_of_memory import with_less
 
 
-def open_engine(section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> Engine:
+def load_engine(section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> Engine:
     """The engine that a recipe names, for rows of at most so many tokens; weights come by `Runtime.publish`."""
     return importlib.import_module(engine_module(section.type)).open_engine(section, chat, folder, max_tokens)
 

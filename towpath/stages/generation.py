@@ -14,7 +14,7 @@ from towpath.recipe import Decoding
 from towpath.recipe.stage_configs import BaselineConfig, SamplingConfig
 from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import SampleRequest
-from towpath.rollout.generate import generate, open_engine
+from towpath.rollout.generate import generate, load_engine
 from towpath.runtime.contract import RoleSpec
 from towpath.runtime.process import release_memory
 from towpath.stages.job import Job
@@ -41,7 +41,7 @@ def sample(
     ]
     runtime = job.launch(training=False)
     runtime.open({"model": RoleSpec(str(model), dtype=dtype)})
-    engine = open_engine(job.config.engine, job.chat, job.folder, job.config.data.max_prompt_tokens + max_new_tokens)
+    engine = load_engine(job.config.engine, job.chat, job.folder, job.config.data.max_prompt_tokens + max_new_tokens)
     runtime.publish("model", engine)
     outputs = generate(engine, requests, title, greedy)
     return [

@@ -19,7 +19,7 @@ from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Finding
 from towpath.rewards import shaping
 from towpath.rollout.experience import Experience, ExperienceConfig
-from towpath.rollout.generate import open_engine
+from towpath.rollout.generate import load_engine
 from towpath.rollout.reward_models import RewardModels, reward_roles
 from towpath.rollout.sample_log import SampleLog, select_probes
 from towpath.rollout.scoring import RewardSources
@@ -217,7 +217,7 @@ def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleS
     reward_models = tuple(name for name in roles if name.startswith("reward"))
     models = RewardModels(runtime, reward_models) if reward_models else None
     sources = RewardSources(cfg.rewards, job.corpus, models)
-    engine = open_engine(config.engine, job.chat, job.folder, config.data.max_prompt_tokens + cfg.max_new_tokens)
+    engine = load_engine(config.engine, job.chat, job.folder, config.data.max_prompt_tokens + cfg.max_new_tokens)
     log = SampleLog(job.folder / "samples.jsonl", select_probes(job.corpus.safety, config.health.probes, config.seed))
     return Experience(experience_config, runtime, engine, job.chat, job.corpus, sources, log)
 
