@@ -2,6 +2,7 @@
 rewarded for."""
 
 import errno
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -266,7 +267,9 @@ def test_train_learns_and_resumes(algo, tmp_path):
         "folder": tmp_path,
         **far,
     }
+    frozen = gc.get_freeze_count()
     trained = tp.train(algo, model="tiny", prompts=prompts, reward=letters, **settings)
+    assert gc.get_freeze_count() <= frozen, "objects of the user's program stay subject to garbage collection"
     rewards = [row["reward"] for row in trained.metrics if row["phase"] == "train"]
     assert rewards[0] == pytest.approx(0.2, abs=0.03), "52 of 256 bytes are letters"
     assert rewards[-1] > 0.35

@@ -85,9 +85,10 @@ class Pipeline:
         self._check()
         self._explain_reruns()
         self._write_current()
-        from towpath.runtime.process import prepare_process
+        from towpath.runtime.process import exempt_imports_from_gc, prepare_process
 
         prepare_process()
+        exempt_imports_from_gc()
         try:
             for number in range(len(self.stages)):
                 if not only or self.stages[number].kind == only:

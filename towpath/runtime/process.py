@@ -15,7 +15,7 @@ import torch
 
 def prepare_process() -> None:
     """Settings of the whole process that cost nothing and help: threads, oneDNN for float32 where it keeps float32,
-    an allocator that keeps its memory, modules that the garbage collector passes over."""
+    an allocator that keeps its memory."""
     # a kernel kept for each of 1,024 shapes is a GiB
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "256")
@@ -29,7 +29,11 @@ def prepare_process() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, -1)  # never: the largest number would let go of all that lies free beyond 2 GiB
         libc.mallopt(mmap_max, 0)
-    # a full collection walks half a million objects of imported libraries each time: 0.4 s
+
+
+def exempt_imports_from_gc() -> None:
+    """Exempt all objects that exist now from garbage collection: a full one walks half a million objects of imported
+    libraries, 0.4 s each time. Only for a run's own process: in a user's program their objects would be exempt."""
     gc.collect()
     gc.freeze()
 
