@@ -40,9 +40,9 @@ class Overlaps:
 
 def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
     """Find equal and nearly equal questions in all parts of a corpus; `cache` is a file that stores the pairs."""
-    train, heldout = (_grouped((p.prompt, p.id) for p in prompts) for prompts in (corpus.train, corpus.heldout))
-    prompts, safety = (_grouped((p.prompt, p.id) for p in part) for part in (corpus.prompts, corpus.safety))
-    demonstrations = _grouped((d.prompt, d.id) for d in corpus.demonstrations)
+    train, heldout = (_grouped((p.text, p.id) for p in prompts) for prompts in (corpus.train, corpus.heldout))
+    prompts, safety = (_grouped((p.text, p.id) for p in part) for part in (corpus.prompts, corpus.safety))
+    demonstrations = _grouped((d.text, d.id) for d in corpus.demonstrations)
     similar, complete = _similar(list({**prompts, **demonstrations, **safety}), cache)
     leaks = _leaks("train-heldout", train, heldout, similar)
     leaks += _leaks("demonstrations-heldout", demonstrations, heldout, similar)

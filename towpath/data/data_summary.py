@@ -38,9 +38,9 @@ def summary_key(run: Path, recipe: Recipe) -> str:
     settings: list[Any] = [
         recipe.data.model_dump(mode="json", exclude={"preferences", "max_prompt_tokens"}),
         recipe.seed,
+        model_key(recipe),
+        asdict(limits_of(recipe, None)),
     ]
-    if recipe.data.unusable == "skip":
-        settings += [model_key(recipe), asdict(limits_of(recipe, None))]
     return hashlib.sha256(repr([code_fingerprint(), stamps, settings]).encode()).hexdigest()
 
 

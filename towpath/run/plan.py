@@ -100,7 +100,7 @@ def _judge_price(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> flo
         return sum(costs) / len(costs)
     typical = "x" * TYPICAL_CHARACTERS
     answers = [c.text for c in list(store.completions().values())[:200]] or [typical]
-    prompts = [p.prompt for p in corpus.train[:200]] or [typical]
+    prompts = [p.text for p in corpus.train[:200]] or [typical]
     cases = [
         PairText(str(i), prompts[i % len(prompts)], answers[i % len(answers)], answers[(i + 1) % len(answers)])
         for i in range(PRICED_PAIRS)
