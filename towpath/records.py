@@ -1,37 +1,83 @@
-"""The nouns of the house: small, frozen, free of torch."""
+"""Records that all packages share: small, frozen, free of torch."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Choice = Literal["a", "b", "tie", "both_bad"]
 Split = Literal["train", "heldout"]
 Severity = Literal["info", "warning", "critical", "error"]
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A conversation as one text, for hashing, search and display; one user turn is its content alone."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request of a user."""
+    """A conversation that waits for an answer: system prompt and earlier turns, and the last turn of the user."""
 
     id: str
     prompt: str
+    """The last turn of the user."""
     domain: str = "general"
     difficulty: str = "medium"
     about: tuple[str, ...] = ()
     harmful: bool = False
     split: Split = "train"
     twin: str = ""
+    history: Conversation = ()
+    """System prompt and earlier turns."""
+
+    @property
+    def messages(self) -> Conversation:
+        """The whole conversation."""
+        return (*self.history, Message("user", self.prompt))
+
+    @property
+    def text(self) -> str:
+        """The whole conversation as one text."""
+        return transcript(self.messages) if self.history else self.prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """An answer a person wrote to a prompt."""
+    """An answer that a person wrote to a prompt."""
 
     id: str
     prompt: str
+    """The last turn of the user."""
     response: str
     prompt_id: str = ""
     style: str = ""
     domain: str = "general"
+    history: Conversation = ()
+    """System prompt and earlier turns."""
+
+    @property
+    def messages(self) -> Conversation:
+        """The conversation before the response."""
+        return (*self.history, Message("user", self.prompt))
+
+    @property
+    def text(self) -> str:
+        """The conversation before the response as one text."""
+        return transcript(self.messages) if self.history else self.prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +191,11 @@ class Finding:
     """The step from which it shows, where it is seen on a curve."""
     ruled_out: tuple[str, ...] = ()
     """Other causes of the same sight, each with the number that speaks against it."""
+
+
+def messages_of(rows: Sequence[dict[str, str]]) -> Conversation:
+    """A conversation from rows with role and content, as it is stored."""
+    return tuple(Message(row["role"], row["content"]) for row in rows)  # pyright: ignore[reportArgumentType]
 
 
 def finding_of(row: dict[str, Any]) -> Finding:

@@ -10,7 +10,7 @@ from typing import Literal
 from sqlalchemy import Connection, select
 
 from towpath.errors import DataError
-from towpath.records import Comparison, Completion, Judgement, Prompt
+from towpath.records import Comparison, Completion, Conversation, Judgement, Prompt, messages_of
 from towpath.store import schema, statements, tallies, task_queue
 
 ArenaState = Literal["open", "decided", "stopped"]
@@ -59,6 +59,7 @@ class Match:
     ours: Literal["a", "b"]
     same: bool
     seats: int
+    history: Conversation = ()
 
 
 def create(
@@ -108,8 +109,7 @@ def _add_prompts(connection: Connection, prompts: dict[str, Prompt]) -> None:
         existing.update(connection.scalars(select(schema.prompts.c.id).where(schema.prompts.c.id.in_(block))))
     new = [p for name, p in prompts.items() if name not in existing]
     if new:
-        rows = [asdict(p) | {"about": list(p.about), "harmful": int(p.harmful)} for p in new]
-        connection.execute(schema.prompts.insert(), rows)
+        connection.execute(schema.prompts.insert(), [statements.prompt_row(p) for p in new])
 
 
 def queue_name(number: int) -> str:
@@ -143,6 +143,7 @@ def list_matches(connection: Connection, number: int) -> list[Match]:
         matches.c.place.label("position"),
         prompts.c.id.label("prompt_id"),
         prompts.c.prompt,
+        prompts.c.history,
         prompts.c.domain,
         matches.c.ours,
         matches.c.same,
@@ -154,7 +155,8 @@ def list_matches(connection: Connection, number: int) -> list[Match]:
     arena_matches = []
     for row in connection.execute(query.order_by(matches.c.place)).mappings():
         values = {name: value for name, value in row.items() if name in fields}
-        arena_matches.append(Match(**values | {"same": bool(row["same"]), "seats": row["seats"] or 0}))
+        values |= {"same": bool(row["same"]), "seats": row["seats"] or 0, "history": messages_of(row["history"])}
+        arena_matches.append(Match(**values))
     return arena_matches
 
 

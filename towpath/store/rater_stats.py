@@ -255,7 +255,7 @@ def own_judgements(connection: Connection, rater: str, limit: int = 20) -> list[
 
 def judgement_rows(connection: Connection, after: int) -> list[dict[str, Any]]:
     """Return the next block of judgements after a number, with prompt and answers."""
-    query = select(_judgements, _prompts.c.prompt, _prompts.c.domain).select_from(_judgements)
+    query = select(_judgements, _prompts.c.prompt, _prompts.c.history, _prompts.c.domain).select_from(_judgements)
     query = statements.join_answers(statements.join_prompts(query, _judgements.c.comparison)).where(
         _judgements.c.number > after, statements.NOT_RETRACTED, _judgements.c.comparison.not_in(statements.IN_ARENAS)
     )

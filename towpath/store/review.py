@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from towpath.records import Choice
+from towpath.records import Choice, Conversation, messages_of
 from towpath.store import schema, sides, statements
 
 PAGE_SIZE = 20
@@ -45,6 +45,7 @@ class JudgedPair:
     judgements: list[dict[str, Any]] = field(default_factory=list)
     written: list[dict[str, Any]] = field(default_factory=list)
     flags: list[dict[str, Any]] = field(default_factory=list)
+    history: Conversation = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +106,13 @@ def _filter_texts(query: "Select[Any]", wanted: PairFilter) -> "Select[Any]":
 
 
 def _load_pairs(connection: Connection, names: Sequence[str]) -> list[JudgedPair]:
-    query = select(_comparisons.c.id, _prompts.c.prompt, _prompts.c.domain).select_from(_comparisons)
+    columns = (_comparisons.c.id, _prompts.c.prompt, _prompts.c.history, _prompts.c.domain)
+    query = select(*columns).select_from(_comparisons)
     query = statements.join_answers(query.join(_prompts, _prompts.c.id == _comparisons.c.prompt_id))
     pairs = {
-        row.id: JudgedPair(row.id, row.prompt, row.domain, row.a, row.b, (row.source_a, row.source_b))
+        row.id: JudgedPair(
+            row.id, row.prompt, row.domain, row.a, row.b, (row.source_a, row.source_b), history=messages_of(row.history)
+        )
         for row in connection.execute(query.where(_comparisons.c.id.in_(names)))
     }
     judgements = select(_judgements).where(_judgements.c.comparison.in_(names), statements.NOT_RETRACTED)
@@ -125,7 +129,7 @@ def _load_pairs(connection: Connection, names: Sequence[str]) -> list[JudgedPair
 
 def list_written_answers(connection: Connection, state: str, number: int = 1) -> tuple[list[dict[str, Any]], bool]:
     """Return one page of written answers in a state with their pairs, oldest first, and whether there are more."""
-    query = select(_written, _prompts.c.prompt, _prompts.c.domain).select_from(_written)
+    query = select(_written, _prompts.c.prompt, _prompts.c.history, _prompts.c.domain).select_from(_written)
     query = query.join(_comparisons, _comparisons.c.id == _written.c.comparison)
     query = query.join(_prompts, _prompts.c.id == _written.c.prompt_id)
     query = statements.join_answers(query).where(_written.c.state == state).order_by(_written.c.at, _written.c.key)

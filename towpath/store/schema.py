@@ -28,6 +28,7 @@ prompts = Table(
     Column("harmful", Integer, nullable=False),
     Column("split", String, nullable=False),
     Column("twin", String, nullable=False),
+    Column("history", JSON, nullable=False, server_default="[]"),
 )
 
 completions = Table(

@@ -2,11 +2,12 @@
 building one costs more than running it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 
-from towpath.records import Judgement
+from towpath.records import Judgement, Prompt, messages_of
 from towpath.store import schema
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ LAST_ROUND = select(func.max(_judgements.c.round)).where(
 FIRST_ROUND = select(_comparisons.c.round).where(_comparisons.c.id == _comparison)
 
 PAIR = (
-    select(_comparisons.c.a, _comparisons.c.b, _prompts.c.prompt, _prompts.c.domain)
+    select(_comparisons.c.a, _comparisons.c.b, _prompts.c.prompt, _prompts.c.history, _prompts.c.domain)
     .join(_prompts, _prompts.c.id == _comparisons.c.prompt_id)
     .where(_comparisons.c.id == _comparison)
 )
@@ -128,6 +129,18 @@ NOT_RETRACTED = ~select(schema.retractions.c.key).where(schema.retractions.c.key
 def load_judgements(connection: Connection, query: Query) -> list[Judgement]:
     """Run a query for rows of `judgements`."""
     return [Judgement(**without_number(row)) for row in connection.execute(query).mappings()]
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt as a row of `prompts`."""
+    lists = {"about": list(prompt.about), "history": [asdict(message) for message in prompt.history]}
+    return asdict(prompt) | lists | {"harmful": int(prompt.harmful)}
+
+
+def prompt_of(row: Any) -> Prompt:
+    """Return the prompt in a row of `prompts`."""
+    about = tuple(row["about"])
+    return Prompt(**dict(row, about=about, harmful=bool(row["harmful"]), history=messages_of(row["history"])))
 
 
 def without_number(row: Any) -> dict[str, Any]:

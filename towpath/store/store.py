@@ -85,7 +85,7 @@ class Store:
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Add new prompts."""
-        self._add(schema.prompts, [asdict(p) | {"about": list(p.about), "harmful": int(p.harmful)} for p in prompts])
+        self._add(schema.prompts, [statements.prompt_row(p) for p in prompts])
 
     def add_completions(self, completions: Iterable[Completion]) -> None:
         """Add new completions."""
@@ -170,7 +170,7 @@ class Store:
     def prompts(self) -> dict[str, Prompt]:
         """Return every prompt by id."""
         rows = self._rows(select(schema.prompts))
-        return {row["id"]: Prompt(**dict(row, about=tuple(row["about"]), harmful=bool(row["harmful"]))) for row in rows}
+        return {row["id"]: statements.prompt_of(row) for row in rows}
 
     def completions(self, source: str | None = None) -> dict[str, Completion]:
         """Return completions by id, all or those of one source."""

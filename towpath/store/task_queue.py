@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from towpath.errors import DataError
 from towpath.hashing import hash_uniform
-from towpath.records import Choice, Comparison
+from towpath.records import Choice, Comparison, Conversation, messages_of
 from towpath.store import ledger, rating_settings, schema, statements
 
 NoTaskReason = Literal["paused", "spent", "empty"]
@@ -76,6 +76,8 @@ class TaskView:
     domain: str
     answers: tuple[str, ...]
     ranking: bool = False
+    history: Conversation = ()
+    """System prompt and earlier turns."""
 
 
 def add_tasks(connection: Connection, tasks: Iterable[Task]) -> int:
@@ -234,7 +236,8 @@ def task_view(connection: Connection, lease: Lease) -> TaskView:
     else:
         ids = [row.a, row.b] if lease.order == "ab" else [row.b, row.a]
     texts = dict(connection.execute(statements.TEXTS, {"ids": ids}).all())
-    return TaskView(lease.comparison, row.prompt, row.domain, tuple(texts[i] for i in ids), bool(lease.group))
+    answers = tuple(texts[i] for i in ids)
+    return TaskView(lease.comparison, row.prompt, row.domain, answers, bool(lease.group), messages_of(row.history))
 
 
 def find_lease(connection: Connection, comparison: str, rater: str) -> Lease | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, and_, func, select
 
 from towpath.errors import DataError
-from towpath.records import Choice, Demonstration, Judgement
+from towpath.records import Choice, Demonstration, Judgement, messages_of
 from towpath.store import rating_settings, schema, sides, statements, tallies, task_queue
 from towpath.store.sides import Side
 
@@ -284,10 +284,14 @@ def approved_demonstrations(connection: Connection) -> list[Demonstration]:
     """Return the approved answers as demonstrations."""
     table = schema.written
     prompts = schema.prompts
-    query = select(table, prompts.c.prompt, prompts.c.domain).join(prompts, prompts.c.id == table.c.prompt_id)
-    rows = connection.execute(query.where(table.c.state == "approved").order_by(table.c.at, table.c.key)).all()
+    query = select(table, prompts.c.prompt, prompts.c.history, prompts.c.domain)
+    query = query.join(prompts, prompts.c.id == table.c.prompt_id).where(table.c.state == "approved")
+    rows = connection.execute(query.order_by(table.c.at, table.c.key)).all()
     return [
-        Demonstration(f"written/{row.key}", row.prompt, row.text, row.prompt_id, "written", row.domain) for row in rows
+        Demonstration(
+            f"written/{row.key}", row.prompt, row.text, row.prompt_id, "written", row.domain, messages_of(row.history)
+        )
+        for row in rows
     ]
 
 
