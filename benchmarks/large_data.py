@@ -1,9 +1,9 @@
 """Time of `towpath check` and `towpath status` on a large set of generated prompts.
 
 The text is sampled from a bigram chain over the quickstart demonstrations, so that words and shingles have the
-frequencies of English; with `--corpus` prompts are two to four sentences of a file, which is more alike than real
-prompts are. One prompt in a hundred is an exact duplicate, one in a hundred a near duplicate, and a few held-out prompts
-leak into training.
+frequencies of English; with `--corpus` prompts are two to four sentences of a file, which are more alike than real
+prompts are. One prompt in a hundred is an exact duplicate, one in a hundred a near duplicate, and a few held-out
+prompts leak into training.
 
 python -m benchmarks.large_data [--prompts 50000] [--corpus ROWS.jsonl] [--folder RUN] [--root CHECKOUT] [--json OUT]
 

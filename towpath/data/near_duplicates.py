@@ -20,8 +20,8 @@ BANDS = 16
 ROWS = 8
 """Two texts of similarity s share a band with probability 1 - (1 - s^R)^B: 0.9999 at 0.9."""
 SIGNATURE = BANDS * ROWS
-ESTIMATE_MARGIN = 0.15
-"""Candidates whose signature agreement is five standard errors below SIMILAR are not compared exactly."""
+ESTIMATE_MARGIN = 0.11
+"""Candidates whose signature agreement is four standard errors below SIMILAR are not compared exactly."""
 WHOLE_BUCKET = 64
 NEIGHBOURS = 2
 """In a larger bucket a text is compared only with its neighbours, sorted by the bands that follow."""
@@ -81,9 +81,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     signature_NK = np.empty((len(texts), SIGNATURE), np.uint8)
     if not len(texts):
         return signature_NK
-    factor_K, offset_K = np.random.Generator(np.random.Philox(SEED)).integers(
-        0, 2**32, (2, SIGNATURE), dtype=np.uint32
-    )
+    factor_K, offset_K = np.random.Generator(np.random.Philox(SEED)).integers(0, 2**32, (2, SIGNATURE), dtype=np.uint32)
     factor_K |= np.uint32(1)
 
     def fill(begin: int, part: list[str]) -> int:
@@ -168,11 +166,15 @@ def _band_pairs(signature_NK: np.ndarray, key_NB: np.ndarray, band: int, most: i
     """Likely pairs in the buckets of one band. In a large bucket the most similar texts are neighbours, since it is
     sorted by further bands."""
     count = len(key_NB)
-    following = [key_NB[:, (band + step) % BANDS] for step in (2, 1, 0)]
-    order_N = np.lexsort(following)
-    key_N = following[-1][order_N]
+    order_N = np.argsort(key_NB[:, band])
+    key_N = key_NB[order_N, band]
     begins = np.flatnonzero(np.append(True, key_N[1:] != key_N[:-1]))
-    size_N = np.repeat(np.diff(np.append(begins, count)), np.diff(np.append(begins, count)))
+    sizes = np.diff(np.append(begins, count))
+    size_N = np.repeat(sizes, sizes)
+    large_L = np.flatnonzero(size_N > WHOLE_BUCKET)
+    members_L = order_N[large_L]
+    following = [key_NB[members_L, (band + step) % BANDS] for step in (2, 1, 0)]
+    order_N[large_L] = members_L[np.lexsort(following)]
     complete = bool(size_N.max() <= WHOLE_BUCKET)
     first_P = np.flatnonzero(size_N > 1)
     codes = []
