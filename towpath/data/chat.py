@@ -52,7 +52,7 @@ class Chat:
 
     def __init__(self, tokenizer: Any, template: str = "model") -> None:
         self.tokenizer = tokenizer
-        self.template = _read_template(tokenizer, template)
+        self.template = read_template(tokenizer, template)
         self.template_name = (
             f"{tokenizer.name_or_path or 'the tokenizer'}: chat_template" if template == "model" else template
         )
@@ -130,7 +130,7 @@ class Chat:
         rows = to_rows(as_messages(prompt))
         if answer is not None:
             rows.append({"role": "assistant", "content": answer})
-        variables = _variables(tokenizer)
+        variables = template_variables(tokenizer)
         return get_renderer().render(self.template, self.template_name, rows, answer is None, variables)
 
     def template_tokens(self, prompt: Prompted, answer: str | None = None) -> list[int]:
@@ -306,7 +306,7 @@ def reasoning_ids(tokenizer: Any) -> dict[int, str]:
     return {number: marker for number, marker in ids.items() if number in special and number != tokenizer.unk_token_id}
 
 
-def _variables(tokenizer: Any) -> dict[str, Any]:
+def template_variables(tokenizer: Any) -> dict[str, Any]:
     """Special tokens by name, as apply_chat_template passes them to a template."""
     return {
         name: [str(x) for x in token] if isinstance(token, list) else str(token)
@@ -349,7 +349,8 @@ def pad_token(tokenizer: Any, eos: int | None = None) -> int:
     return next(token for token in range(3) if token not in ends)
 
 
-def _read_template(tokenizer: Any, name: str) -> str:
+def read_template(tokenizer: Any, name: str) -> str:
+    """The text of the template that a recipe names."""
     if name == "chatml":
         return CHATML
     if name != "model":
