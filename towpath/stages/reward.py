@@ -19,13 +19,14 @@ from towpath.evals import reward_accuracy as evals
 from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import history_from_rows
+from towpath.judges.rubric import rubric_score
 from towpath.progress import print_note
 from towpath.recipe.stage_configs import RewardConfig
 from towpath.records import Completion, Finding
 from towpath.rollout.reward_models import WEIGHTS, member_folder
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
-from towpath.stages import evidence, generation
+from towpath.stages import evidence
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import Pair, completion_row, decided_pairs, split_pairs
 from towpath.stages.loop import LoopConfig, columns, minibatches, train, warmup_then_linear
@@ -272,9 +273,7 @@ def _measure(job: Job[RewardConfig], held_out: list[Pair], scores_B: np.ndarray,
     gap = _gaps(held_out, scores_B)
     error, curve = evals.calibration_error(gap * std)
     correct = (gap > 0).astype(float)
-    rubric_gap = [
-        generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held_out
-    ]
+    rubric_gap = [rubric_score(p.prompt, p.chosen) - rubric_score(p.prompt, p.rejected) for p in held_out]
     agrees = float(np.mean(np.sign(rubric_gap) == np.sign(gap)))
     rows = [(name, len(job.tokens(c))) for name, group in _answers_by_prompt(held_out).items() for c in group.values()]
     return {
