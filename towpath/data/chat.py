@@ -43,7 +43,7 @@ class Chat:
 
     def __init__(self, tokenizer: Any, template: str = "model") -> None:
         self.tokenizer = tokenizer
-        self.template = _read_template(tokenizer, template)
+        self.template = read_template(tokenizer, template)
         self.template_name = (
             f"{tokenizer.name_or_path or 'the tokenizer'}: chat_template" if template == "model" else template
         )
@@ -114,7 +114,7 @@ class Chat:
     def rendered_by(self, tokenizer: Any, prompt_text: str, answer_text: str | None = None) -> str:
         """`render` with another tokenizer's special tokens, in a process with limited time and memory."""
         messages = _messages(prompt_text, answer_text)
-        variables = _variables(tokenizer)
+        variables = template_variables(tokenizer)
         return get_renderer().render(self.template, self.template_name, messages, answer_text is None, variables)
 
     def template_tokens(self, prompt_text: str, answer_text: str | None = None) -> list[int]:
@@ -214,7 +214,7 @@ def _messages(prompt_text: str, answer_text: str | None) -> list[dict[str, str]]
     return messages if answer_text is None else [*messages, {"role": "assistant", "content": answer_text}]
 
 
-def _variables(tokenizer: Any) -> dict[str, Any]:
+def template_variables(tokenizer: Any) -> dict[str, Any]:
     """Special tokens by name, as apply_chat_template passes them to a template."""
     return {
         name: [str(x) for x in token] if isinstance(token, list) else str(token)
@@ -257,7 +257,8 @@ def pad_token(tokenizer: Any, eos: int | None = None) -> int:
     return next(token for token in range(3) if token not in ends)
 
 
-def _read_template(tokenizer: Any, name: str) -> str:
+def read_template(tokenizer: Any, name: str) -> str:
+    """The text of the template that a recipe names."""
     if name == "chatml":
         return CHATML
     if name != "model":

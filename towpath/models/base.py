@@ -15,7 +15,7 @@ from towpath.models.attention import register
 from towpath.models.convert import naming_files
 from towpath.models.locate import find
 
-__all__ = ["find", "load", "load_tokenizer", "save_tokenizer"]
+__all__ = ["find", "load", "load_tokenizer", "move_to", "read_weights", "save_tokenizer"]
 CPU = torch.device("cpu")
 
 
@@ -26,31 +26,26 @@ def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device =
     files.require_memory(Path(folder), dtype.itemsize)
     shape.require(folder, attention)
     pad = pad_token(load_tokenizer(folder)) if pad is None else pad
-    model = _placed(_loaded(folder, dtype, attention, pad).eval(), device)
+    settings = {"attn_implementation": attention, "pad_token_id": pad}
+    model = move_to(read_weights(folder, AutoModelForCausalLM, dtype, settings).eval(), device)
     check_model.check_model(model, folder)
     return model
 
 
-def _loaded(folder: str, dtype: torch.dtype, attention: str, pad: int) -> Any:
-    """The model as transformers loads it, if the folder's files have all its weights."""
-    settings: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": attention,
-        "pad_token_id": pad,
-        "trust_remote_code": False,
-        "use_safetensors": True,
-    }
+def read_weights(folder: str, kind: Any, dtype: torch.dtype, settings: dict[str, Any]) -> Any:
+    """The model of a class of transformers (`kind`), if the folder's files have all its weights."""
+    settings = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True} | settings
     with naming_files(Path(folder), files.require, "transformers must be able to load the model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+        loaded: Any = kind.from_pretrained(folder, output_loading_info=True, **settings)
     model, report = loaded
-    kind = type(model).__name__
+    name = type(model).__name__
     if missing := sorted(report["missing_keys"]):
-        value = f"{folder}: no weights for {len(missing)} tensors of a {kind}, such as {missing[0]}"
+        value = f"{folder}: no weights for {len(missing)} tensors of a {name}, such as {missing[0]}"
         raise ModelError(
             value, "the weights must be those of the model that config.json describes", "check model.source"
         )
     if unexpected := files.unexpected(report["unexpected_keys"]):
-        value = f"{folder}: {len(unexpected)} tensors that a {kind} has no place for, such as {unexpected[0]}"
+        value = f"{folder}: {len(unexpected)} tensors that a {name} has no place for, such as {unexpected[0]}"
         raise ModelError(
             value,
             "the weights must be those of the model that config.json describes",
@@ -70,7 +65,7 @@ def _require_finite(model: Any, folder: str) -> None:
             raise ModelError(f"{folder}: the tensor {name} holds NaN or infinity", rule, fix)
 
 
-def _placed(model: Any, device: torch.device) -> Any:
+def move_to(model: Any, device: torch.device) -> Any:
     """On its device; on a CPU out of the file that the weights are mapped from: weights that train or are
     repacked would be held twice."""
     if device.type != "cpu":

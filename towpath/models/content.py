@@ -34,9 +34,9 @@ SLOW = 2**30
 """Bytes from which hashing shows progress."""
 
 
-def fetch(source: str, run: Path) -> str:
+def fetch(source: str, run: Path, key: str = "model.source") -> str:
     """The content of a model that is about to be used: found, or fetched."""
-    folder = Path(locate.find(source, run))
+    folder = Path(locate.find(source, run, key))
     return _content(source, run, _files(source, folder, run))
 
 

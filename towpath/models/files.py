@@ -131,6 +131,16 @@ def require_texts(folder: Path) -> None:
             read_json(folder / name)
 
 
+def require_classifier(folder: Path | str) -> None:
+    """Raise a ModelError unless the folder's configuration describes a sequence-classification model."""
+    kinds = read_json(Path(folder) / "config.json").get("architectures") or []
+    if any("SequenceClassification" in kind for kind in kinds):
+        return
+    value = f"{folder}: architectures = {kinds} in config.json"
+    rule = "a reward model from elsewhere is a sequence-classification model of transformers"
+    raise ModelError(value, rule, "name such a model; reward.base trains a reward model from a language model")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a folder; where an index names them, exactly those."""
     index = folder / "model.safetensors.index.json"

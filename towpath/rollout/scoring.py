@@ -1,6 +1,6 @@
 """Scores and rewards of rollouts, from the sources that a recipe names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,28 +9,62 @@ from torch import Tensor
 
 from towpath.data.batch import Batch
 from towpath.data.corpus import Corpus
+from towpath.models.classifier import Classifier
 from towpath.recipe import Rewards
-from towpath.records import Rollout, Score
+from towpath.records import Finding, Rollout, Score
 from towpath.rewards import shaping, sources
 from towpath.rollout.reward_models import RewardModels
 
 Numbers = dict[str, float]
+Scorer = Callable[[Sequence[Rollout]], Sequence[float]]
 
 
 class RewardSources:
     """Reward models, rules, functions and endpoints of one recipe."""
 
-    def __init__(self, rewards: Rewards, corpus: Corpus, models: RewardModels | None) -> None:
+    def __init__(
+        self,
+        rewards: Rewards,
+        corpus: Corpus,
+        models: RewardModels | None,
+        classifiers: Mapping[str, Classifier] | None = None,
+    ) -> None:
         self.rewards = rewards
         self.corpus = corpus
         self.models = models
-        columns = corpus.column_names
-        self._scorers = {
-            source.source: sources.load_source(source.source, columns=columns)
-            for source in rewards.sources
-            if source.source != "model"
-        }
-        self._watched = {name: sources.load_source(name, "watch", columns) for name in rewards.watch}
+        self.classifiers = classifiers or {}
+        """Reward models from elsewhere, by source."""
+        names = [source.source for source in rewards.sources if source.source != "model"]
+        self._scorers = {name: self._scorer(name, "sources") for name in names}
+        self._watched = {name: self._scorer(name, "watch") for name in rewards.watch}
+
+    def _scorer(self, source: str, key: str) -> Scorer:
+        """The function of rollouts that a source names."""
+        if source in self.classifiers:
+            model = self.classifiers[source]
+
+            def score(rollouts: Sequence[Rollout]) -> Sequence[float]:
+                scores = model.score([r.prompt.messages for r in rollouts], [r.text for r in rollouts], source)
+                return sources.validate_scores(source, scores, len(rollouts))
+
+            return score
+        call = sources.load_source(source, key, self.corpus.column_names)
+        return lambda rollouts: call(
+            [r.prompt.prompt for r in rollouts],
+            [r.text for r in rollouts],
+            self.corpus.columns_of([r.prompt for r in rollouts]),
+        )
+
+    def truncation_findings(self) -> list[Finding]:
+        """A finding on each reward model from elsewhere that did not read all of the answers' conversations."""
+        findings = []
+        for source, model in self.classifiers.items():
+            if model.truncated:
+                evidence = f"{source}: {model.truncated:,} of {model.scored:,} rows are longer than its context of "
+                evidence += f"{model.format.limit} tokens; their oldest tokens were left out"
+                remedy = "use a reward model with a longer context, or lower data.max_prompt_tokens or max_new_tokens"
+                findings.append(Finding("reward-truncated", "warning", evidence, "it scored a part of them", remedy))
+        return findings
 
     def __bool__(self) -> bool:
         """Whether anything scores rollouts."""
@@ -41,9 +75,6 @@ class RewardSources:
     ) -> tuple[list[Score], Any]:
         """A score for each rollout, with these reward settings; and a handle to the reward model's features of the
         batch, where they are wanted and it was asked."""
-        prompts = [r.prompt.prompt for r in rollouts]
-        texts = [r.text for r in rollouts]
-        columns = self.corpus.columns_of([r.prompt for r in rollouts])
         spread_B: list[float] = []
         handle = None
         scores = []
@@ -55,10 +86,10 @@ class RewardSources:
                 scores.append(out.score_B.numpy())
                 spread_B = out.spread_B.tolist()
             else:
-                scores.append(np.asarray(self._scorers[source.source](prompts, texts, columns)))
+                scores.append(np.asarray(self._scorers[source.source](rollouts)))
         score_B = shaping.combine_sources(np.stack(scores), rewards)
         reward_B = shape_rewards(rollouts, score_B, rewards)
-        watched = {name: scorer(prompts, texts, columns) for name, scorer in self._watched.items()}
+        watched = {name: scorer(rollouts) for name, scorer in self._watched.items()}
         names = [source.source for source in rewards.sources] if len(scores) > 1 else []
         return [
             Score(

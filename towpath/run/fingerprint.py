@@ -27,6 +27,7 @@ from towpath.recipe.stage_configs import (
     SftConfig,
 )
 from towpath.records import Finding, finding_of
+from towpath.rewards import sources
 from towpath.run.record import stage_kind
 from towpath.store import manifest
 from towpath.store.store import Store
@@ -212,6 +213,9 @@ class _Planner:
         del policy["rewards"]["watch"]
         settings = {"policy": policy, "prompts": self.corpus.digests.train}
         settings |= _user_code(cfg.policy) | _engine_settings(cfg.engine)
+        names = [s.source for s in cfg.policy.rewards.sources if s.source.startswith("model:")]
+        if names:
+            settings["reward_models"] = {name: content.known(sources.model_of(name), self.run) for name in names}
         if cfg.health.act == "auto":
             settings["health"] = cfg.health.model_dump(mode="json")
         if cfg.engine.type != "local":

@@ -15,6 +15,7 @@ from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
 from towpath.recipe import Recipe
 from towpath.records import Finding, Severity
+from towpath.rewards import sources
 from towpath.run.sizes import Size, model_size
 
 MAX_ROWS = 200
@@ -44,6 +45,21 @@ def check_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
     if lora_stages:
         findings.append(_lora(coverage, lora_stages))
     return replace(size, lora_sides=coverage.sides), findings
+
+
+def check_classifiers(recipe: Recipe, run: Path) -> list[Finding]:
+    """Whether reward models from elsewhere are there, and are sequence-classification models."""
+    from towpath.models import files, locate
+
+    findings = []
+    for source in sources.classifiers(recipe.policy.rewards):
+        try:
+            folder = Path(locate.find(sources.model_of(source), run, "policy.rewards"))
+            files.require_classifier(folder)
+            files.require(folder)
+        except ModelError as error:
+            findings.append(Finding("model", "error", error.value, error.rule, error.fix))
+    return findings
 
 
 def check_experts(recipe: Recipe, folder: Path) -> list[Finding]:

@@ -22,6 +22,7 @@ from towpath.progress import print_note, progress
 from towpath.recipe import Recipe
 from towpath.recipe.stage_configs import STAGE_CONFIGS
 from towpath.records import Finding, Verdict
+from towpath.rewards import sources
 from towpath.run import results, trackers
 from towpath.run.fingerprint import PlannedStage, import_from_run_folder, plan_stages
 from towpath.run.gates import GATES_AFTER
@@ -73,6 +74,8 @@ class Pipeline:
         self.corpus = load_corpus(recipe, folder)
         (folder / "stages").mkdir(exist_ok=True)
         content.fetch(recipe.model.source, folder)
+        for name in sources.classifiers(recipe.policy.rewards):
+            content.fetch(sources.model_of(name), folder, "policy.rewards")
         self.stages = plan_stages(recipe, folder, self.corpus, store)
         self.findings: list[Finding] = []
 

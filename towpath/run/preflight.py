@@ -80,6 +80,7 @@ def check(
         *_check_kernels(recipe),
         *_check_raters(recipe, run),
         *trackers.missing(recipe.track),
+        *model_checks.check_classifiers(recipe, run),
         *model_findings,
     ]
     if chat:
@@ -305,10 +306,11 @@ def _check_rewards(policy: Policy, columns: Collection[str]) -> Iterator[Finding
             evidence = "every source of policy.rewards has weight 0"
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in rewards.sources:
-        if source.source != "model":
+        if source.source.partition(":")[0] != "model":
             sources.load_source(source.source, columns=columns)
     for source in rewards.watch:
-        sources.load_source(source, "watch", columns)
+        if not source.startswith("model:"):
+            sources.load_source(source, "watch", columns)
 
 
 def _check_batches(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:

@@ -1,5 +1,9 @@
-"""The runtime that a recipe asks for."""
+"""The runtime that a recipe asks for, and reward models from elsewhere on its device."""
 
+from pathlib import Path
+
+from towpath.models.classifier import Classifier, split_label
+from towpath.models.locate import find
 from towpath.recipe import Compile, Model
 from towpath.runtime.contract import Runtime
 from towpath.runtime.local import PACK_WIDTH, Local
@@ -18,3 +22,13 @@ def launch(model: Model, pad: int, packing: bool = True, training: bool = True) 
         model.attention,
         model.compile if training else Compile(),
     )
+
+
+def launch_classifier(
+    model: Model, source: str, run: Path | None = None, template: str = "model", key: str = "policy.rewards"
+) -> Classifier:
+    """The reward model from elsewhere that MODEL or MODEL#LABEL names, on the recipe's device and in its precision."""
+    name, label = split_label(source)
+    device = device_named(model.device)
+    dtype = dtype_named(model.dtype, device)
+    return Classifier(find(name, run, key), label, template, dtype, device, model.tokens_per_pass)

@@ -18,12 +18,14 @@ from towpath.algos import functional
 from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Finding
 from towpath.rewards import shaping
+from towpath.rewards import sources as reward_sources
 from towpath.rollout.experience import Experience, ExperienceConfig
 from towpath.rollout.generate import load_engine
 from towpath.rollout.reward_models import RewardModels, reward_roles
 from towpath.rollout.sample_log import SampleLog, select_probes
 from towpath.rollout.scoring import RewardSources
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
+from towpath.runtime.launch import launch_classifier
 from towpath.stages.comparisons import Comparisons
 from towpath.stages.job import Job, publish_model
 from towpath.stages.loop import LoopConfig, Numbers, train, warmup_then_linear
@@ -47,6 +49,7 @@ def run(job: Job[PolicyConfig]) -> dict[str, Any]:
     queued = requeue_hacked_samples(job, state.stopped)
     final = experience.validate(state.best_step - 1, state.knobs, against_reference=True)
     _save(job, runtime)
+    job.findings += experience.sources.truncation_findings()
     result = {
         "best_step": state.best_step,
         "steps": loop.steps,
@@ -216,7 +219,11 @@ def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleS
     )
     reward_models = tuple(name for name in roles if name.startswith("reward"))
     models = RewardModels(runtime, reward_models) if reward_models else None
-    sources = RewardSources(cfg.rewards, job.corpus, models)
+    classifiers = {
+        name: launch_classifier(config.model, name.removeprefix("model:"), job.run)
+        for name in reward_sources.classifiers(cfg.rewards)
+    }
+    sources = RewardSources(cfg.rewards, job.corpus, models, classifiers)
     engine = load_engine(config.engine, job.chat, job.folder, config.data.max_prompt_tokens + cfg.max_new_tokens)
     log = SampleLog(job.folder / "samples.jsonl", select_probes(job.corpus.safety, config.health.probes, config.seed))
     return Experience(experience_config, runtime, engine, job.chat, job.corpus, sources, log)
