@@ -10,7 +10,6 @@ import pytest
 from benchmarks.large_data import chain, text
 from towpath.data import curate, near_duplicates
 from towpath.data.corpus import Corpus
-from towpath.data.file_cache import read_cache
 from towpath.records import Demonstration, Prompt
 
 FOLLOWS = chain()
@@ -113,15 +112,17 @@ def test_overlaps_between_all_parts(prompts: list[str]) -> None:
     }
 
 
-def test_near_pairs_are_cached_by_content(tmp_path: Path, prompts: list[str]) -> None:
-    cache = tmp_path / ".cache" / "near.json"
+def test_only_new_texts_are_hashed_again(tmp_path: Path, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / ".cache" / "near"
     corpus = Corpus((Prompt("a", prompts[0]), Prompt("b", f"{prompts[0]} so"), Prompt("c", prompts[1])))
+    hashed = []
+    signatures = near_duplicates.signatures
+    monkeypatch.setattr(near_duplicates, "signatures", lambda texts: hashed.append(len(texts)) or signatures(texts))
     assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]
-    stored = read_cache(cache)
-    cache.write_text(cache.read_text().replace("[0,1]", "[0,2]"))
-    assert curate.overlaps(corpus, cache).duplicates == [("a", "c")], "the cache is used"
-    changed = Corpus((*corpus.prompts[:2], Prompt("c", f"{prompts[1]}, or not")))
-    assert curate.overlaps(changed, cache).duplicates == [("a", "b")], "changed texts are compared again"
-    assert read_cache(cache)["content"] != stored["content"]
-    cache.write_text("{broken")
     assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]
+    longer = Corpus((*corpus.prompts, Prompt("d", f"{prompts[1]}, or not"), Prompt("e", prompts[2])))
+    assert curate.overlaps(longer, cache).duplicates == [("a", "b"), ("c", "d")]
+    assert hashed == [3, 0, 2]
+    next(cache.parent.iterdir()).write_bytes(b"broken")
+    assert curate.overlaps(longer, cache).duplicates == [("a", "b"), ("c", "d")]
+    assert hashed[-1] == 5 and len(list(cache.parent.iterdir())) == 1

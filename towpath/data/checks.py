@@ -26,7 +26,7 @@ def check_data(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, con
     )
     findings = findings or list(_preferences(recipe, survey, listed))
     findings += [
-        *_overlaps(curate.overlaps(corpus, cache_file(run, "near_duplicates"))),
+        *_overlaps(curate.overlaps(corpus, cache_file(run, "signatures").with_suffix(""))),
         *_safety(corpus.safety),
         *_unread_files(recipe, run),
     ]

@@ -1,20 +1,28 @@
-"""Duplicates and train-test leaks in a corpus, and its counts. Nothing is changed here."""
+"""Duplicates and train-test leaks in a corpus. Nothing is changed here."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from towpath.data import near_duplicates as near
+from towpath.data import signature_cache
 from towpath.data.corpus import Corpus
-from towpath.data.file_cache import read_cache, write_cache
 from towpath.data.texts import normalise
+from towpath.progress import progress
+from towpath.records import Demonstration, Prompt
 
 Between = Literal["train-heldout", "demonstrations-heldout", "safety-train"]
-Groups = dict[str, list[str]]
-"""Ids by normalised text."""
+TRAIN, HELDOUT, DEMONSTRATION, SAFETY = range(4)
+"""Sides of a record: what is trained on must not be in what is evaluated."""
+_LEAKS: tuple[tuple[Between, int, int], ...] = (
+    ("train-heldout", TRAIN, HELDOUT),
+    ("demonstrations-heldout", DEMONSTRATION, HELDOUT),
+    ("safety-train", TRAIN, SAFETY),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,50 +46,107 @@ class Overlaps:
     """Whether every pair is listed; among thousands of similar prompts only some are."""
 
 
+@dataclass(frozen=True)
+class SameQuestions:
+    """The records of a corpus by their question: equal normalised texts are one question."""
+
+    records: Sequence[Prompt | Demonstration]
+    side_R: np.ndarray
+    question_R: np.ndarray
+    """The question of each record."""
+    similar: list[tuple[int, int]]
+    """Pairs of questions that are nearly equal."""
+    complete: bool
+
+    def shared(self) -> dict[int, list[int]]:
+        """The records of each question that has several, or is similar to another."""
+        count_Q = np.bincount(self.question_R)
+        wanted_Q = count_Q > 1
+        wanted_Q[np.array(self.similar, dtype=np.int64).reshape(-1)] = True
+        position_S = np.flatnonzero(wanted_Q[self.question_R])
+        groups: dict[int, list[int]] = {}
+        for position, question in zip(position_S.tolist(), self.question_R[position_S].tolist(), strict=True):
+            groups.setdefault(question, []).append(position)
+        return groups
+
+
+def same_questions(corpus: Corpus, cache: Path | None = None) -> SameQuestions:
+    """Find equal and nearly equal questions in all parts of a corpus; signatures of texts are kept in `cache`."""
+    records = [*corpus.prompts, *corpus.demonstrations, *corpus.safety]
+    sides = [HELDOUT if p.split == "heldout" else TRAIN for p in corpus.prompts]
+    sides += [DEMONSTRATION] * len(corpus.demonstrations) + [SAFETY] * len(corpus.safety)
+    key_R = _keys(records)
+    key_Q, first_Q, question_R = np.unique(key_R, return_index=True, return_inverse=True)
+    order_Q = np.argsort(first_Q)  # questions in the order of the files
+    rank_Q = np.empty_like(order_Q)
+    rank_Q[order_Q] = np.arange(len(order_Q))
+    texts = _Questions(records, first_Q[order_Q])
+    signature_QK = signature_cache.signatures(texts, key_Q[order_Q], cache)
+    pairs = near.near_pairs(texts, signature_QK)
+    return SameQuestions(records, np.array(sides, np.int8), rank_Q[question_R], pairs.pairs, pairs.complete)
+
+
 def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
-    """Find equal and nearly equal questions in all parts of a corpus; `cache` is a file that stores the pairs."""
-    train, heldout = (_grouped((p.prompt, p.id) for p in prompts) for prompts in (corpus.train, corpus.heldout))
-    prompts, safety = (_grouped((p.prompt, p.id) for p in part) for part in (corpus.prompts, corpus.safety))
-    demonstrations = _grouped((d.prompt, d.id) for d in corpus.demonstrations)
-    similar, complete = _similar(list({**prompts, **demonstrations, **safety}), cache)
-    leaks = _leaks("train-heldout", train, heldout, similar)
-    leaks += _leaks("demonstrations-heldout", demonstrations, heldout, similar)
-    leaks += _leaks("safety-train", train, safety, similar)
-    return Overlaps(_duplicates(prompts, similar), _duplicates(safety, similar), leaks, complete)
-
-
-def _leaks(between: Between, trained: Groups, evaluated: Groups, similar: Iterable[tuple[str, str]]) -> list[Leak]:
-    exact = [
-        Leak(between, trained[text][0], name, True) for text in evaluated if text in trained for name in evaluated[text]
+    """Duplicates and leaks: equal and nearly equal questions within parts, and across them."""
+    same = same_questions(corpus, cache)
+    groups = same.shared()
+    leaks = [
+        leak for between, trained, evaluated in _LEAKS for leak in _leaks(same, groups, between, trained, evaluated)
     ]
-    near = [
-        Leak(between, trained[one][0], evaluated[other][0], False)
-        for pair in similar
-        for one, other in (pair, pair[::-1])
-        if one in trained and other in evaluated
-    ]
-    return exact + near
+    prompts = list(_duplicates(same, groups, (TRAIN, HELDOUT)))
+    return Overlaps(prompts, list(_duplicates(same, groups, (SAFETY,))), leaks, same.complete)
 
 
-def _duplicates(groups: Groups, similar: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    same = [(ids[0], other) for ids in groups.values() for other in ids[1:]]
-    return same + [(groups[one][0], groups[other][0]) for one, other in similar if one in groups and other in groups]
+class _Questions(Sequence[str]):
+    """The normalised text of each question, made when it is asked for: a million texts are not held twice."""
+
+    def __init__(self, records: Sequence[Prompt | Demonstration], first_Q: np.ndarray) -> None:
+        self._records = records
+        self._first = first_Q.tolist()
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, index: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - slices are not used
+        return normalise(self._records[self._first[index]].text)
 
 
-def _similar(texts: Sequence[str], cache: Path | None) -> tuple[list[tuple[str, str]], bool]:
-    """Pairs of nearly equal texts and whether they are all; from the cache if the texts are unchanged."""
-    content = hashlib.sha256(json.dumps([near.VERSION, *texts]).encode()).hexdigest()
-    cached = read_cache(cache)
-    if cached.get("content") == content:
-        near_texts = near.NearPairs(cached["pairs"], cached["complete"])
-    else:
-        near_texts = near.near_pairs(texts)
-        write_cache(cache, {"content": content, "pairs": near_texts.pairs, "complete": near_texts.complete})
-    return [(texts[i], texts[j]) for i, j in near_texts.pairs], near_texts.complete
+def _keys(records: Sequence[Prompt | Demonstration]) -> np.ndarray:
+    """A hash of each record's normalised text."""
+    key_R = np.empty(len(records), np.uint64)
+    with progress("duplicates", len(records), "texts") as work:
+        for position, record in enumerate(records):
+            content = normalise(record.text).encode("utf-8", "surrogatepass")
+            key_R[position] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+            work.advance()
+    return key_R
 
 
-def _grouped(named: Iterable[tuple[str, str]]) -> Groups:
-    groups: Groups = {}
-    for text, name in named:
-        groups.setdefault(normalise(text), []).append(name)
-    return groups
+def _on(same: SameQuestions, groups: dict[int, list[int]], question: int, sides: Sequence[int]) -> list[str]:
+    """The ids of a question's records on these sides."""
+    return [same.records[position].id for position in groups[question] if same.side_R[position] in sides]
+
+
+def _leaks(
+    same: SameQuestions, groups: dict[int, list[int]], between: Between, trained: int, evaluated: int
+) -> Iterator[Leak]:
+    for question in groups:
+        if owners := _on(same, groups, question, (trained,)):
+            for name in _on(same, groups, question, (evaluated,)):
+                yield Leak(between, owners[0], name, True)
+    for pair in same.similar:
+        for one, other in (pair, pair[::-1]):
+            owners = _on(same, groups, one, (trained,))
+            copies = _on(same, groups, other, (evaluated,))
+            if owners and copies:
+                yield Leak(between, owners[0], copies[0], False)
+
+
+def _duplicates(same: SameQuestions, groups: dict[int, list[int]], sides: Sequence[int]) -> Iterator[tuple[str, str]]:
+    for question in groups:
+        first, *others = _on(same, groups, question, sides) or [""]
+        yield from ((first, other) for other in others)
+    for one, other in same.similar:
+        pair = [_on(same, groups, question, sides) for question in (one, other)]
+        if all(pair):
+            yield pair[0][0], pair[1][0]

@@ -1,13 +1,17 @@
 """Near-duplicate texts: MinHash with locality-sensitive hashing finds candidates, exact Jaccard similarity decides.
 
-N texts, K hash functions, B bands of R rows. Time grows with the total length of the texts, not with its square.
+N texts, K hash functions, B bands of R rows. Time and memory grow with the total length of the texts, not with its
+square; a text costs K bytes.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+
+from towpath.progress import progress
 
 SIMILAR = 0.9
 """Jaccard similarity of shingles from which two prompts count as the same question."""
@@ -15,19 +19,21 @@ SHINGLE = 4
 BANDS = 16
 ROWS = 8
 """Two texts of similarity s share a band with probability 1 - (1 - s^R)^B: 0.9999 at 0.9."""
-ESTIMATE_MARGIN = 0.15
-"""Candidates whose signature agreement is five standard errors below SIMILAR are not compared exactly."""
+SIGNATURE = BANDS * ROWS
+ESTIMATE_MARGIN = 0.11
+"""Candidates whose signature agreement is four standard errors below SIMILAR are not compared exactly."""
 WHOLE_BUCKET = 64
 NEIGHBOURS = 2
-"""In a larger bucket a text is compared only with its neighbours in length."""
+"""In a larger bucket a text is compared only with its neighbours, sorted by the bands that follow."""
 MOST_CANDIDATES = 100_000
 """Above so many candidates (or two per text) each text keeps a few: similar prompts have quadratically many pairs."""
 SETS_KEPT = 2048
 CHUNK = 1 << 17
 """Characters hashed at once, to fit the processor's cache."""
+THREADS = 2
 SEED = 20_000_003
-VERSION = 1
-"""Increment when other pairs would be found, so that old caches are not used."""
+VERSION = 2
+"""Increment when signatures change, so that old caches are not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +44,25 @@ class NearPairs:
     complete: bool
 
 
-def near_pairs(texts: Sequence[str]) -> NearPairs:
+def near_pairs(texts: Sequence[str], signature_NK: np.ndarray | None = None) -> NearPairs:
     """Pairs of texts whose shingles have a Jaccard similarity of at least SIMILAR."""
     if len(texts) < 2:
         return NearPairs([], True)
-    signature_NK = _signatures(texts)
+    if signature_NK is None:
+        signature_NK = signatures(texts)
 
     @lru_cache(SETS_KEPT)
     def sets(position: int) -> frozenset[str]:
         return shingles(texts[position])
 
-    code_P, complete = _candidates(signature_NK, [len(text) for text in texts])
-    code_P, complete = _bounded(_likely(signature_NK, code_P), complete, len(texts))
-    pairs = zip((code_P // len(texts)).tolist(), (code_P % len(texts)).tolist(), strict=True)
-    return NearPairs([(i, j) for i, j in pairs if jaccard(sets(i), sets(j)) >= SIMILAR], complete)
+    code_P, complete = _candidates(signature_NK)
+    pairs = []
+    with progress("near duplicates: comparing", len(code_P), "pairs") as work:
+        for i, j in zip((code_P // len(texts)).tolist(), (code_P % len(texts)).tolist(), strict=True):
+            if jaccard(sets(i), sets(j)) >= SIMILAR:
+                pairs.append((i, j))
+            work.advance()
+    return NearPairs(pairs, complete)
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -65,33 +76,51 @@ def jaccard(one: frozenset[str], two: frozenset[str]) -> float:
     return common / (len(one) + len(two) - common)
 
 
-def _signatures(texts: Sequence[str]) -> np.ndarray:
-    """MinHash signature of each text, (N, K)."""
-    random = np.random.Generator(np.random.Philox(SEED))
-    factor_K, offset_K = (random.integers(0, 2**64, BANDS * ROWS, dtype=np.uint64) for _ in range(2))
-    factor_K |= np.uint64(1)
-    signature_NK = np.empty((len(texts), BANDS * ROWS), np.uint32)
-    for begin, end in _chunks(texts):
-        hashes, starts = _hashed(texts[begin:end])
+def signatures(texts: Sequence[str]) -> np.ndarray:
+    """MinHash signature of each text, one byte of each minimum, (N, K)."""
+    signature_NK = np.empty((len(texts), SIGNATURE), np.uint8)
+    if not len(texts):
+        return signature_NK
+    factor_K, offset_K = np.random.Generator(np.random.Philox(SEED)).integers(0, 2**32, (2, SIGNATURE), dtype=np.uint32)
+    factor_K |= np.uint32(1)
+
+    def fill(begin: int, part: list[str]) -> int:
+        hashes, starts = _hashed(part)
         for k, (factor, offset) in enumerate(zip(factor_K, offset_K, strict=True)):
             least = np.minimum.reduceat(hashes * factor + offset, starts)
-            signature_NK[begin:end, k] = least >> np.uint64(32)
+            # the least value's high bits are nearly always zero; its other bits tell which shingle it was
+            signature_NK[begin : begin + len(part), k] = (least * np.uint32(0x9E3779B1)) >> np.uint32(24)
+        return len(part)
+
+    # numpy releases the interpreter's lock in each operation
+    with progress("near duplicates: hashing", len(texts), "texts") as work, ThreadPoolExecutor(THREADS) as pool:
+        waiting = []
+        for begin, part in _chunks(texts):
+            waiting.append(pool.submit(fill, begin, part))
+            if len(waiting) > 2 * THREADS:  # a bounded number of texts is held
+                work.advance(waiting.pop(0).result())
+        for one in waiting:
+            work.advance(one.result())
     return signature_NK
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    begin = 0
+def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Consecutive texts of about CHUNK characters, with the position of the first."""
+    part: list[str] = []
     size = 0
-    for end, text in enumerate(texts, 1):
+    for position, text in enumerate(texts):
+        part.append(text)
         size += len(text)
-        if size >= CHUNK or end == len(texts):
-            yield begin, end
-            begin = end
+        if size >= CHUNK:
+            yield position + 1 - len(part), part
+            part = []
             size = 0
+    if part:
+        yield len(texts) - len(part), part
 
 
-def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """A 64-bit hash of every shingle, and the start of each text's shingles."""
+def _hashed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A 32-bit hash of every shingle, and the start of each text's shingles."""
     pad = "\0" * (SHINGLE - 1)  # a text shorter than a shingle is one shingle
     letters = np.frombuffer(
         "".join(text + pad for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32
@@ -103,7 +132,7 @@ def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     mixed = letters[position]
     for step in range(1, SHINGLE):
         mixed = _mix(mixed) ^ letters[position + step]
-    return _mix(mixed), starts
+    return (_mix(mixed) >> np.uint64(32)).astype(np.uint32), starts
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -113,49 +142,56 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _candidates(signature_NK: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, bool]:
-    """Pairs that share a band, as first * N + second, sorted; and whether all pairs of all bands are included."""
+def _candidates(signature_NK: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Likely pairs that share a band, as first * N + second, sorted; and whether these are all such pairs."""
     count = len(signature_NK)
-    codes = [np.empty(0, np.int64)]
-    complete = True
-    by_length = np.argsort(np.asarray(lengths), kind="stable")
-    for band in range(BANDS):
-        for members in _buckets(signature_NK[by_length, band * ROWS : (band + 1) * ROWS], by_length):
-            whole = len(members) <= WHOLE_BUCKET
-            complete = complete and whole
-            codes.append(_bucket_pairs(members, len(members) - 1 if whole else NEIGHBOURS, count))
-    return np.unique(np.concatenate(codes)), complete
-
-
-def _bounded(code_P: np.ndarray, complete: bool, count: int) -> tuple[np.ndarray, bool]:
-    """Limit the candidates: beyond the maximum, each text keeps the same number."""
     most = max(MOST_CANDIDATES, 2 * count)
-    if len(code_P) <= most:
-        return code_P, complete
-    rank_P = _rank(code_P // count)
+    key_NB = np.ascontiguousarray(signature_NK).view(np.uint64)  # the R bytes of a band are its key
+    codes = np.empty(0, np.int64)
+    complete = True
+    with progress("near duplicates: bands", BANDS) as work:
+        for band in range(BANDS):
+            band_codes, whole = _band_pairs(signature_NK, key_NB, band, most)
+            complete = complete and whole
+            codes = np.unique(np.concatenate([codes, band_codes]))
+            work.advance()
+    if len(codes) <= most:
+        return codes, complete
+    rank_P = _rank(codes // count)
     total = np.cumsum(np.bincount(rank_P))  # pairs that remain if each text keeps so many
-    return code_P[rank_P <= max(0, np.searchsorted(total, most, "right") - 1)], False
+    return codes[rank_P <= max(0, np.searchsorted(total, most, "right") - 1)], False
 
 
-def _buckets(band_NR: np.ndarray, position_N: np.ndarray) -> Iterator[np.ndarray]:
-    """Indices whose rows of a band are equal, two or more each, in the given order."""
-    key_N = np.zeros(len(band_NR), np.uint64)
-    for column in band_NR.T:
-        key_N = _mix(key_N ^ column)
-    order = np.argsort(key_N, kind="stable")
-    edges = np.flatnonzero(np.diff(key_N[order])) + 1
-    begins = np.append(0, edges)
-    ends = np.append(edges, len(order))
-    shared = ends - begins > 1
-    for begin, end in zip(begins[shared], ends[shared], strict=True):
-        yield position_N[order[begin:end]]
-
-
-def _bucket_pairs(members: np.ndarray, width: int, count: int) -> np.ndarray:
-    """Each member with the next `width` members, as first * N + second."""
-    pairs = [np.sort(np.stack([members[:-step], members[step:]]), axis=0) for step in range(1, width + 1)]
-    lower, upper = np.concatenate(pairs, axis=1)
-    return lower.astype(np.int64) * count + upper
+def _band_pairs(signature_NK: np.ndarray, key_NB: np.ndarray, band: int, most: int) -> tuple[np.ndarray, bool]:
+    """Likely pairs in the buckets of one band. In a large bucket the most similar texts are neighbours, since it is
+    sorted by further bands."""
+    count = len(key_NB)
+    order_N = np.argsort(key_NB[:, band])
+    key_N = key_NB[order_N, band]
+    begins = np.flatnonzero(np.append(True, key_N[1:] != key_N[:-1]))
+    sizes = np.diff(np.append(begins, count))
+    size_N = np.repeat(sizes, sizes)
+    large_L = np.flatnonzero(size_N > WHOLE_BUCKET)
+    members_L = order_N[large_L]
+    following = [key_NB[members_L, (band + step) % BANDS] for step in (2, 1, 0)]
+    order_N[large_L] = members_L[np.lexsort(following)]
+    complete = bool(size_N.max() <= WHOLE_BUCKET)
+    first_P = np.flatnonzero(size_N > 1)
+    codes = []
+    total = 0
+    for step in range(1, WHOLE_BUCKET):
+        first_P = first_P[first_P < count - step]
+        first_P = first_P[key_N[first_P] == key_N[first_P + step]]
+        if step > NEIGHBOURS:
+            first_P = first_P[size_N[first_P] <= WHOLE_BUCKET]
+            if total + len(first_P) > 4 * most:
+                return np.concatenate(codes), False
+        if not len(first_P):
+            break
+        total += len(first_P)
+        pair_2P = np.sort(np.stack([order_N[first_P], order_N[first_P + step]]), axis=0).astype(np.int64)
+        codes.append(_likely(signature_NK, pair_2P[0] * count + pair_2P[1]))
+    return np.concatenate(codes) if codes else np.empty(0, np.int64), complete
 
 
 def _rank(sorted_P: np.ndarray) -> np.ndarray:
@@ -164,7 +200,7 @@ def _rank(sorted_P: np.ndarray) -> np.ndarray:
     return np.arange(len(sorted_P)) - np.repeat(begins, np.diff(np.append(begins, len(sorted_P))))
 
 
-def _likely(signature_NK: np.ndarray, code_P: np.ndarray, size: int = 1 << 16) -> np.ndarray:
+def _likely(signature_NK: np.ndarray, code_P: np.ndarray, size: int = 1 << 14) -> np.ndarray:
     """Candidates whose signature agreement, an estimate of the similarity, is close to SIMILAR or above."""
     likely = [np.empty(0, np.int64)]
     for begin in range(0, len(code_P), size):
