@@ -28,7 +28,7 @@ FAMILIES = {"Bert": "", "DistilBert": "", "ModernBert": "", "DebertaV2": "", "Qw
 def plain_scores(
     folder: Path, conversations: list[tuple[Message, ...]], answers: list[str], cut: int = 0
 ) -> list[float]:
-    """Scores of one row after the other by transformers alone, as model cards show it; without its last `cut` tokens."""
+    """Scores of each row by transformers alone, as model cards show it; without its last `cut` tokens."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     scores = []

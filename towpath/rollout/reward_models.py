@@ -26,7 +26,7 @@ WEIGHTS = "reward.safetensors"
 """Adapter and head of a reward model, in the folder that the reward stage writes."""
 
 
-class Answer(NamedTuple):
+class AnswerText(NamedTuple):
     """An answer as text, for a reward model with a tokenizer of its own."""
 
     prompt: Prompt
@@ -42,7 +42,9 @@ class RewardScorer(Protocol):
         """Whether it reads the policy's own tokens."""
         ...
 
-    def score(self, batch: Batch, answers: Sequence[Answer], rewards: Rewards, wants: tuple[str, ...] = ()) -> Outputs:
+    def score(
+        self, batch: Batch, answers: Sequence[AnswerText], rewards: Rewards, wants: tuple[str, ...] = ()
+    ) -> Outputs:
         """Scores [B] of answers, given as the policy's tokens and as texts; `wants` is what else is wanted."""
         ...
 
@@ -77,7 +79,7 @@ def reward_roles(section: Reward, tuned_model: Path, stage: Path, run: Path, pad
     return roles
 
 
-def own_row(chat: Chat, answer: Answer) -> Row:
+def own_row(chat: Chat, answer: AnswerText) -> Row:
     """The row of an answer in another tokenizer's tokens; one that was cut off has no end there either."""
     tokens = chat.answer(answer.text)
     return make_row(chat.prompt(answer.prompt.prompt), tokens if answer.ended else tokens[:-1])
@@ -96,7 +98,9 @@ class RewardModels:
     def shares_tokens(self) -> bool:
         return self.chat is None
 
-    def score(self, batch: Batch, answers: Sequence[Answer], rewards: Rewards, wants: tuple[str, ...] = ()) -> Outputs:
+    def score(
+        self, batch: Batch, answers: Sequence[AnswerText], rewards: Rewards, wants: tuple[str, ...] = ()
+    ) -> Outputs:
         """Scores [B], aggregated over the ensemble; `wants` is what else is wanted of the first member."""
         if self.chat is not None:
             batch = Batch([own_row(self.chat, answer) for answer in answers])
@@ -121,7 +125,9 @@ class PretrainedReward:
     def shares_tokens(self) -> bool:
         return False
 
-    def score(self, batch: Batch, answers: Sequence[Answer], rewards: Rewards, wants: tuple[str, ...] = ()) -> Outputs:
+    def score(
+        self, batch: Batch, answers: Sequence[AnswerText], rewards: Rewards, wants: tuple[str, ...] = ()
+    ) -> Outputs:
         """Scores [B]; it has nothing else to give."""
         conversations = [answer.prompt.messages for answer in answers]
         scores = self.classifier.score(conversations, [answer.text for answer in answers])

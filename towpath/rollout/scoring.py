@@ -13,7 +13,7 @@ from towpath.models.classifier import Classifier
 from towpath.recipe import Rewards
 from towpath.records import Finding, Rollout, Score
 from towpath.rewards import shaping, sources
-from towpath.rollout.reward_models import Answer, RewardScorer
+from towpath.rollout.reward_models import AnswerText, RewardScorer
 
 Numbers = dict[str, float]
 Scorer = Callable[[Sequence[Rollout]], Sequence[float]]
@@ -82,7 +82,7 @@ class RewardSources:
             if source.source == "model":
                 assert self.models is not None
                 wants = ("features",) if features and self.models.shares_tokens else ()
-                answers = [Answer(r.prompt, r.text, r.finish == "stop") for r in rollouts]
+                answers = [AnswerText(r.prompt, r.text, r.finish == "stop") for r in rollouts]
                 out = self.models.score(batch, answers, rewards, wants)
                 handle = out.features
                 scores.append(out.score_B.numpy())

@@ -5,7 +5,14 @@ from pathlib import Path
 from towpath.data.batch import Row
 from towpath.recipe.stage_configs import PairsConfig
 from towpath.records import Completion, Prompt
-from towpath.rollout.reward_models import Answer, PretrainedReward, RewardModels, RewardScorer, own_row, reward_roles
+from towpath.rollout.reward_models import (
+    AnswerText,
+    PretrainedReward,
+    RewardModels,
+    RewardScorer,
+    own_row,
+    reward_roles,
+)
 from towpath.runtime.contract import RoleSpec, Runtime
 from towpath.runtime.launch import launch_classifier
 from towpath.stages.job import Job
@@ -38,9 +45,9 @@ def scorer_of(job: Job[PairsConfig], runtime: Runtime, stage: Path, roles: tuple
     return PretrainedReward(classifier, result["mean"], result["std"])
 
 
-def answer_of(prompt: Prompt, completion: Completion) -> Answer:
+def answer_of(prompt: Prompt, completion: Completion) -> AnswerText:
     """A completion as a reward model with a tokenizer of its own reads it."""
-    return Answer(prompt, completion.text, completion.finish == "stop")
+    return AnswerText(prompt, completion.text, completion.finish == "stop")
 
 
 def reward_row(job: Job[PairsConfig], prompt: Prompt, completion: Completion) -> Row:
