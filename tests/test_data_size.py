@@ -82,7 +82,7 @@ def test_missing_files_are_still_an_error(large: Path) -> None:
 
 
 @pytest.fixture
-def judged(tmp_path: Path) -> Store:
+def ledger(tmp_path: Path) -> Store:
     store = Store.open(tmp_path / "towpath.db")
     store.add_prompts([Prompt("p", "Why?")])
     store.add_completions([Completion(f"c{i}", "p", "sft", f"{i}", (), (), "stop") for i in range(2)])
@@ -99,23 +99,23 @@ def digest_by_hand(judgements: list[Judgement]) -> str:
     return f"{sum(int.from_bytes(one, 'little') for one in hashes) % 2**128:032x}"
 
 
-def test_digest_of_judgements_continues_and_notices_retractions(judged: Store) -> None:
+def test_digest_of_judgements_continues_and_notices_retractions(ledger: Store) -> None:
     rows = [judgement(number) for number in range(6)]
-    judged.add_judgements([*rows[:3], judgement(0, "bb")])
-    first = judged.read(choices_digest, ["aa"], ChoicesDigest())
+    ledger.add_judgements([*rows[:3], judgement(0, "bb")])
+    first = ledger.read(choices_digest, ["aa"], ChoicesDigest())
     assert first.hex == digest_by_hand(rows[:3])
-    judged.add_judgements(rows[3:])
-    second = judged.read(choices_digest, ["aa"], first)
-    assert second.hex == digest_by_hand(rows) == judged.read(choices_digest, ["aa"], ChoicesDigest()).hex
-    judged.retract([rows[1].key])
-    assert judged.read(choices_digest, ["aa"], second).hex == digest_by_hand([rows[0], *rows[2:]])
-    assert judged.read(choices_digest, [], ChoicesDigest()).hex == digest_by_hand([])
+    ledger.add_judgements(rows[3:])
+    second = ledger.read(choices_digest, ["aa"], first)
+    assert second.hex == digest_by_hand(rows) == ledger.read(choices_digest, ["aa"], ChoicesDigest()).hex
+    ledger.retract([rows[1].key])
+    assert ledger.read(choices_digest, ["aa"], second).hex == digest_by_hand([rows[0], *rows[2:]])
+    assert ledger.read(choices_digest, [], ChoicesDigest()).hex == digest_by_hand([])
 
 
-def test_newest_judgements_and_those_beside_people(judged: Store) -> None:
+def test_newest_judgements_and_those_beside_people(ledger: Store) -> None:
     people = [judgement(number) for number in range(5)]
     judge = [judgement(number, kind="judge", rater="judge:m") for number in range(3, 6)]
-    judged.add_judgements([*people, *judge])
-    some, count = judged.read(newest, ("person",), 3)
+    ledger.add_judgements([*people, *judge])
+    some, count = ledger.read(newest, ("person",), 3)
     assert [j.key for j in some] == [j.key for j in people[2:]] and count == 5
-    assert [j.key for j in judged.read(beside_people, "judge:m", ("person",), 10)] == [j.key for j in judge[:2]]
+    assert [j.key for j in ledger.read(beside_people, "judge:m", ("person",), 10)] == [j.key for j in judge[:2]]

@@ -192,8 +192,8 @@ class _Planner:
             earlier = ChoicesDigest()
         choices = self.store.read(choices_digest, prefixes, earlier)
         if choices != earlier:
-            kept = list(cached.items())[-MAX_DIGESTS:]
-            write_cache(path, dict(kept) | {name: asdict(choices)})
+            recent = list(cached.items())[-MAX_DIGESTS:]
+            write_cache(path, dict(recent) | {name: asdict(choices)})
         return choices.hex
 
     def _recorded_settings(self, cfg: LabelConfig) -> dict[str, Any]:

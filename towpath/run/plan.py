@@ -123,8 +123,8 @@ def _trust(recipe: Recipe, store: Store) -> tuple[RaterAccuracy, tuple[bool, boo
     judge = f"judge:{recipe.judge.model}"
     audit = []
     if recipe.judge.model:
-        judged = store.read(judgement_reads.beside_people, judge, PEOPLE, MAX_MEASURED)
-        audit = calibration.audit_rows([*people, *judged], judge)
+        verdicts = store.read(judgement_reads.beside_people, judge, PEOPLE, MAX_MEASURED)
+        audit = calibration.audit_rows([*people, *verdicts], judge)
     if len(audit) < MIN_JUDGEMENTS:
         return RaterAccuracy(person, JUDGE_ACCURACY), (is_person_measured, False)
     calibrated = calibration.calibrate(audit)
