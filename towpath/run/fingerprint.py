@@ -4,7 +4,7 @@ its fingerprint changes."""
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from towpath.algos import data_of
 from towpath.data import corpus_reader, data_summary
 from towpath.data.corpus import Corpus, digest
 from towpath.data.data_summary import DataSummary
+from towpath.data.file_cache import cache_file, read_cache, write_cache
 from towpath.evals.evaluator import find_evaluator
 from towpath.feedback import simulated_rater
 from towpath.models import content
@@ -30,6 +31,7 @@ from towpath.records import Finding, finding_of
 from towpath.rewards import sources
 from towpath.run.record import stage_kind
 from towpath.store import manifest
+from towpath.store.judgement_reads import ChoicesDigest, choices_digest
 from towpath.store.store import Store
 
 FORMAT = 5
@@ -38,6 +40,8 @@ ALGORITHM_SECTIONS = ("ppo", "grpo", "rloo", "reinforce", "dpo", "ipo", "kto", "
 SAMPLE_KEYS = {"prompts", "completions", "base_share", "max_new_tokens", "decodings"}
 EVALUATE_ONLY = {"jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements"}
 """Keys of [evaluate] that the baseline stage does not use."""
+MAX_DIGESTS = 8
+"""Digests of judgements that are cached, one for each set of sample stages."""
 JUDGE_KEYS = {"model", "rubric", "samples", "temperature", "on_position_flip"}
 
 
@@ -171,14 +175,29 @@ class _Planner:
         if preferences.raters == "recorded":
             return settings | self._recorded_settings(cfg)
         own = tuple(self.stages[name].fingerprint[:6] for name in samples)
-        judgements = self.store.judgements() if self.store else []
-        choices = sorted(j.key + j.choice for j in judgements if j.comparison.startswith(own))
-        settings |= {"judgements": digest(choices), "rules": preferences.rules}
+        settings |= {"judgements": self._choices(own), "rules": preferences.rules}
         if preferences.raters == "blend":
             settings |= preferences.model_dump(include={"audit_share", "human_share"})
         if preferences.raters in ("judge", "blend"):
             settings["judge"] = cfg.judge.model_dump(include=JUDGE_KEYS)
         return settings
+
+    def _choices(self, prefixes: Sequence[str]) -> str:
+        """The digest of all judgements on the comparisons of these stages; only new judgements are read."""
+        if self.store is None:
+            return ChoicesDigest().hex
+        path = cache_file(self.run, "judgements")
+        cached = read_cache(path)
+        name = " ".join([str(self.store.folder), *prefixes])
+        try:
+            earlier = ChoicesDigest(**cached[name]) if name in cached else ChoicesDigest()
+        except TypeError:
+            earlier = ChoicesDigest()
+        choices = self.store.read(choices_digest, prefixes, earlier)
+        if choices != earlier:
+            recent = list(cached.items())[-MAX_DIGESTS:]
+            write_cache(path, dict(recent) | {name: asdict(choices)})
+        return choices.hex
 
     def _recorded_settings(self, cfg: LabelConfig) -> dict[str, Any]:
         files = corpus_reader.match_files(self.run, "data.preferences", cfg.data.preferences)

@@ -4,14 +4,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from towpath.data.data_summary import UNREAD, DataSummary
 from towpath.errors import TowpathError
 from towpath.evals.evaluator import NO_JUDGE_CODE, find_evaluator
 from towpath.recipe import Recipe
 from towpath.records import Verdict
 from towpath.run import gates
 from towpath.run.fingerprint import PlannedStage, plan_stages
-from towpath.run.loading import summarise
-from towpath.run.record import Current, read_current
+from towpath.run.loading import recorded_summary
+from towpath.run.record import Current, read_current, stage_round
 from towpath.store import location
 from towpath.store.publish import lock_folder
 from towpath.store.store import Store
@@ -26,13 +27,15 @@ class RunStatus:
     findings: list[dict[str, Any]]
     evaluation_judge: str | None
     """Who judges the win rates of the gates `sft` and `evaluate`; None if no judge fits the data."""
+    data_note: str = ""
+    """Whether the data changed since it was read, or was never read: then the stages are those of the last run."""
 
 
 def read_status(recipe: Recipe, folder: Path) -> RunStatus:
     """The status of a run."""
     with Store.open(location.ledger_location(folder, recipe.store.url)) as store:
-        data = summarise(recipe, folder)
-        stages = plan_stages(recipe, folder, data, store)
+        data = recorded_summary(recipe, folder)
+        stages = _known_stages(recipe, folder, data, store)
     verdicts = {verdict.gate: verdict for verdict in stage_verdicts(recipe, stages)}
     current = read_current(folder)
     running = is_running(folder)
@@ -54,7 +57,9 @@ def read_status(recipe: Recipe, folder: Path) -> RunStatus:
             }
         )
     waiting = any(row["state"] == "waiting" for row in rows)
-    return RunStatus(rows, current.waiting_for if waiting else "", list(current.findings), find_evaluator(data))
+    return RunStatus(
+        rows, current.waiting_for if waiting else "", list(current.findings), find_evaluator(data), data.note
+    )
 
 
 def _next_state(stage: PlannedStage, current: Current, running: bool) -> str:
@@ -85,12 +90,23 @@ def stage_verdicts(recipe: Recipe, stages: list[PlannedStage]) -> list[Verdict]:
 def run_verdicts(recipe: Recipe, folder: Path) -> list[Verdict]:
     """The gate verdicts of a run."""
     with Store.open(location.ledger_location(folder, recipe.store.url)) as store:
-        return stage_verdicts(recipe, plan_stages(recipe, folder, summarise(recipe, folder), store))
+        return stage_verdicts(recipe, _known_stages(recipe, folder, recorded_summary(recipe, folder), store))
+
+
+def _known_stages(recipe: Recipe, folder: Path, data: DataSummary, store: Store) -> list[PlannedStage]:
+    """The stages of the recipe; where the data has not been read, those of the last run."""
+    current = read_current(folder, quiet=True)
+    if data.note != UNREAD or not current.stages:
+        return plan_stages(recipe, folder, data, store)
+    return [
+        PlannedStage(name, {}, (), fingerprint, folder / "stages" / name / fingerprint, stage_round(name))
+        for name, fingerprint in current.stages.items()
+    ]
 
 
 def status_lines(status: RunStatus) -> list[str]:
     """The status for a terminal: a line for each stage, what the run waits for, and findings."""
-    lines = []
+    lines = [f"note: {status.data_note}"] if status.data_note else []
     if not status.evaluation_judge:
         lines.append("No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.")
     for row in status.stages:
