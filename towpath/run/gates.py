@@ -20,8 +20,7 @@ def verdicts(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[Verdict
     if "baseline" in latest:
         evaluated.append(_win_verdict("sft", gates.sft, recipe, latest["baseline"]))
     if "reward" in latest:
-        labels = _labelled_by(latest.get("label", {}))
-        evaluated.append(_threshold_verdict("reward", gates.reward, gates, latest["reward"], "accuracy", labels))
+        evaluated.append(_reward_verdict(gates, latest["reward"], _labelled_by(latest.get("label", {}))))
     if "policy" in latest:
         evaluated.append(
             _threshold_verdict("policy", gates.policy, gates, latest["policy"]["rose"], "rate", "the reward")
@@ -37,6 +36,15 @@ def _labelled_by(label: dict[str, Any]) -> str:
     kinds = dict.fromkeys((label.get("raters") or {}).values())
     names = " and ".join(RATERS.get(str(kind), str(kind)) for kind in kinds)
     return f"labels of {names}" if names else ""
+
+
+def _reward_verdict(gates: Gates, result: dict[str, Any], labels: str) -> Verdict:
+    """The verdict on the reward model; a pretrained one may have no labels to be measured on."""
+    if "accuracy" in result:
+        return _threshold_verdict("reward", gates.reward, gates, result, "accuracy", labels)
+    outcome: GateOutcome = "OFF" if gates.reward.action == "off" else "UNDECIDED"
+    note = "no labels: the pretrained reward model was not measured; reward.use = 'always' collects labels"
+    return Verdict("reward", outcome, None, None, gates.reward.threshold, 0, gates.reward.action, note)
 
 
 def _win_verdict(name: str, gate: Gate, recipe: Recipe, result: dict[str, Any]) -> Verdict:

@@ -337,7 +337,7 @@ def _check_evidence(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
         fix = "raise evaluate.prompts" if count < len(corpus.heldout) else _more_heldout(recipe, corpus)
         fix = f"{ENOUGH_PROMPTS} give ± {_margin(0.7, ENOUGH_PROMPTS):.0f}: {fix}"
         yield Finding("heldout-few", "warning", evidence, "the interval is wide with few prompts", fix)
-    most = plan.max_comparisons(recipe, corpus)
+    most = plan.max_comparisons(recipe, len(corpus.train))
     if cfg.raters == "recorded":
         most = cfg.min_labels  # as many as the files hold
     if cfg.min_labels > most:
