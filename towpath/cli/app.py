@@ -90,13 +90,20 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """Estimate what labels cost: hours, days and dollars of people, dollars of a judge, and what is spent already."""
-    from towpath.run.loading import load_corpus
+    from towpath.data.data_summary import UNREAD
+    from towpath.errors import DataError
+    from towpath.run.loading import recorded_summary
     from towpath.run.plan import as_json as plan_json
     from towpath.run.plan import plan_labels, plan_lines
 
     settings, opened = open_store(run, set_)
+    data = recorded_summary(settings, run)
+    if data.note == UNREAD:
+        raise DataError(f"{run}: {UNREAD}", "a plan reads no large data", f"`towpath check {run}` first")
     with opened as store:
-        estimate = plan_labels(settings, run, load_corpus(settings, run), store)
+        estimate = plan_labels(settings, run, data, store)
+    if data.note:
+        print_status(f"note: {data.note}")
     print_output(json.dumps(plan_json(estimate), indent=1) if as_json else plan_lines(estimate))
 
 

@@ -1,15 +1,15 @@
-"""Cached digests of a run's data by file size and time, so that `towpath status` reads no data.
+"""What is recorded of a run's data, by file size and time, so that `towpath status`, `plan` and `report` read no data.
 
 A stage that runs always reads the files: only their content decides its fingerprint.
 """
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from towpath.data.corpus import Digests
+from towpath.data.corpus import Corpus, Digests
 from towpath.data.corpus_reader import match_files, relative_name
 from towpath.data.file_cache import cache_file, code_fingerprint, read_cache, write_cache
 from towpath.data.token_lengths import limits_of, model_key
@@ -18,6 +18,11 @@ from towpath.recipe import Recipe
 PARTS = ("prompts", "demonstrations", "safety")
 MAX_RECIPES = 8
 """Recipes whose digests are cached, so that different `--set` values do not evict each other."""
+READ_AT_ONCE = 16 << 20
+"""Bytes of data that a command which only looks at the run reads where nothing is recorded; it takes a second."""
+SAMPLED_LENGTHS = 200
+CHANGED = "data files changed since they were last read: `towpath check` reads them"
+UNREAD = "the data has not been read: `towpath check` reads it"
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,23 @@ class DataSummary:
     digests: Digests
     bundled: bool
     """Whether it is the data of a bundled recipe."""
+    train: int = 0
+    """Training prompts."""
+    prompt_lengths: tuple[int, ...] = ()
+    """Characters of the first training prompts."""
+    note: str = ""
+    """What is not known: CHANGED, where it is about an earlier state of the files, or UNREAD."""
+
+
+def prompt_lengths(corpus: Corpus) -> tuple[int, ...]:
+    """Characters of the first training prompts."""
+    return tuple(len(p.text) for p in corpus.train[:SAMPLED_LENGTHS])
+
+
+def is_small(run: Path, recipe: Recipe) -> bool:
+    """Whether the data can be read at once."""
+    files = [path for part in PARTS for path in match_files(run, f"data.{part}", getattr(recipe.data, part))]
+    return sum(path.stat().st_size for path in files) <= READ_AT_ONCE
 
 
 def summary_key(run: Path, recipe: Recipe) -> str:
@@ -35,27 +57,50 @@ def summary_key(run: Path, recipe: Recipe) -> str:
         part: [_stamp(run, path) for path in match_files(run, f"data.{part}", getattr(recipe.data, part))]
         for part in PARTS
     }
-    settings: list[Any] = [
+    return hashlib.sha256(repr([code_fingerprint(), stamps, _settings(recipe)]).encode()).hexdigest()
+
+
+def _settings(recipe: Recipe) -> list[Any]:
+    """The settings that affect reading."""
+    return [
         recipe.data.model_dump(mode="json", exclude={"preferences", "max_prompt_tokens"}),
         recipe.seed,
         model_key(recipe),
         asdict(limits_of(recipe, None)),
     ]
-    return hashlib.sha256(repr([code_fingerprint(), stamps, settings]).encode()).hexdigest()
 
 
-def save_summary(run: Path, name: str, summary: DataSummary) -> None:
-    """Cache the summary of a corpus under its key."""
+def save_summary(run: Path, recipe: Recipe, name: str, summary: DataSummary) -> None:
+    """Record the summary of a corpus under its key."""
     path = cache_file(run, "data_summary")
     cached = {known: value for known, value in read_cache(path).items() if known != name}
-    write_cache(path, dict(list(cached.items())[1 - MAX_RECIPES :]) | {name: asdict(summary)})
+    entry = asdict(summary) | {"settings": _settings_key(recipe)}
+    write_cache(path, dict(list(cached.items())[1 - MAX_RECIPES :]) | {name: entry})
 
 
 def load_summary(run: Path, recipe: Recipe) -> DataSummary | None:
-    """The cached summary of a recipe's data, or None."""
-    known = read_cache(cache_file(run, "data_summary")).get(summary_key(run, recipe))
+    """The recorded summary of a recipe's data, or None."""
+    return _summary(read_cache(cache_file(run, "data_summary")).get(summary_key(run, recipe)))
+
+
+def last_summary(run: Path, recipe: Recipe) -> DataSummary:
+    """The newest summary that was recorded with these settings, whatever the files are now."""
+    wanted = _settings_key(recipe)
+    entries = read_cache(cache_file(run, "data_summary")).values()
+    newest = [entry for entry in entries if isinstance(entry, dict) and entry.get("settings") == wanted][-1:]
+    known = _summary(newest[0]) if newest else None
+    return replace(known, note=CHANGED) if known else DataSummary(Digests("", "", "", ""), False, note=UNREAD)
+
+
+def _settings_key(recipe: Recipe) -> str:
+    return hashlib.sha256(repr(_settings(recipe)).encode()).hexdigest()
+
+
+def _summary(entry: Any) -> DataSummary | None:
     try:
-        return DataSummary(Digests(**known["digests"]), known["bundled"]) if known else None
+        return DataSummary(
+            Digests(**entry["digests"]), entry["bundled"], entry["train"], tuple(entry["prompt_lengths"])
+        )
     except (KeyError, TypeError):
         return None
 

@@ -151,9 +151,9 @@ def _candidates(signature_NK: np.ndarray) -> tuple[np.ndarray, bool]:
     complete = True
     with progress("near duplicates: bands", BANDS) as work:
         for band in range(BANDS):
-            found, whole = _band_pairs(signature_NK, key_NB, band, most)
+            band_codes, whole = _band_pairs(signature_NK, key_NB, band, most)
             complete = complete and whole
-            codes = np.unique(np.concatenate([codes, found]))
+            codes = np.unique(np.concatenate([codes, band_codes]))
             work.advance()
     if len(codes) <= most:
         return codes, complete

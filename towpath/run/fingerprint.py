@@ -4,7 +4,7 @@ its fingerprint changes."""
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from towpath.algos import data_of
 from towpath.data import corpus_reader, data_summary
 from towpath.data.corpus import Corpus, digest
 from towpath.data.data_summary import DataSummary
-from towpath.evals.evaluator import find_evaluator
+from towpath.data.file_cache import cache_file, read_cache, write_cache
 from towpath.feedback import simulated_rater
+from towpath.judges.selection import select_judges
 from towpath.models import content
-from towpath.recipe import EngineConfig, Policy, Recipe
+from towpath.recipe import EngineConfig, Judge, Policy, Recipe
 from towpath.recipe.stage_configs import (
     BaselineConfig,
     EvaluateConfig,
@@ -30,14 +31,19 @@ from towpath.records import Finding, finding_of
 from towpath.rewards import sources
 from towpath.run.record import stage_kind
 from towpath.store import manifest
+from towpath.store.judgement_reads import ChoicesDigest, choices_digest
 from towpath.store.store import Store
 
-FORMAT = 5
+FORMAT = 6
 """Version of what a stage leaves; stages of another version are run again."""
 ALGORITHM_SECTIONS = ("ppo", "grpo", "rloo", "reinforce", "dpo", "ipo", "kto", "orpo")
 SAMPLE_KEYS = {"prompts", "completions", "base_share", "max_new_tokens", "decodings"}
+JUDGED_BY = {"judges", "judge", "max_unjudged", "reserved_labels"}
+"""Keys of [evaluate] that count by what they name, or in gates alone."""
 EVALUATE_ONLY = {"jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements"}
 """Keys of [evaluate] that the baseline stage does not use."""
+MAX_DIGESTS = 8
+"""Digests of judgements that are cached, one for each set of sample stages."""
 JUDGE_KEYS = {"model", "rubric", "samples", "temperature", "on_position_flip"}
 
 
@@ -81,8 +87,6 @@ class _Planner:
         self.run = run
         self.corpus = corpus
         self.store = store
-        # Another rubric is another evaluation judge.
-        self.evaluator = {"rubric": simulated_rater.GUIDELINE if find_evaluator(corpus) else None}
         self.stages: dict[str, PlannedStage] = {}
 
     def plan(self) -> list[PlannedStage]:
@@ -100,7 +104,10 @@ class _Planner:
         labels = self._add_labels(number, previous_policy, needs_reward_model) if needs_labels else []
         reward = []
         if needs_reward_model:
-            self._add("reward", number, _reward_settings(RewardConfig.from_recipe(recipe)), "sft", *labels)
+            # answers of the tuned model, which normalise a pretrained reward model
+            baseline = [] if labels else ["baseline"]
+            settings = self._reward_settings(RewardConfig.from_recipe(recipe))
+            self._add("reward", number, settings, "sft", *baseline, *labels)
             reward = [_stage_name("reward", number)]
         learns_from = reward or labels
         if data_of(recipe.policy.algo) != "rollouts":
@@ -150,9 +157,27 @@ class _Planner:
         return {"model": model, "sft": cfg.sft.model_dump(mode="json"), "demonstrations": demonstrations}
 
     def _baseline_settings(self, cfg: BaselineConfig) -> dict[str, Any]:
-        evaluate = cfg.evaluate.model_dump(mode="json", exclude=EVALUATE_ONLY)
+        evaluate = cfg.evaluate.model_dump(mode="json", exclude=EVALUATE_ONLY | JUDGED_BY)
         settings = {"evaluate": evaluate, "prompts": self.corpus.digests.evaluated}
-        return settings | self.evaluator | _engine_settings(cfg.engine)
+        return settings | self._judge_settings(cfg) | _engine_settings(cfg.engine)
+
+    def _judge_settings(self, cfg: BaselineConfig) -> dict[str, Any]:
+        """What the verdicts of each evaluation judge depend on."""
+        specs = select_judges(cfg.evaluate, cfg.preferences.raters, self.corpus)
+        return {"judges": {spec: self._judge_content(spec, cfg.evaluate.judge) for spec in specs}}
+
+    def _judge_content(self, spec: str, judge: Judge) -> Any:
+        if spec == "rubric":
+            return simulated_rater.GUIDELINE
+        if spec == "judge":
+            return self._ai_judge(judge)
+        return _code_hashes([spec.split(":")[1]]) if spec.startswith("python:") else ""
+
+    def _ai_judge(self, judge: Judge) -> dict[str, Any]:
+        """Keys of an AI judge, and the content of its rubric."""
+        rubric = self.run / judge.rubric
+        text = rubric.read_bytes() if judge.rubric and rubric.is_file() else b""
+        return judge.model_dump(include=JUDGE_KEYS) | {"rubric_text": hashlib.sha256(text).hexdigest()[:12]}
 
     def _sample_settings(self, cfg: SampleConfig) -> dict[str, Any]:
         drawing = cfg.preferences.model_dump(mode="json", include=SAMPLE_KEYS)
@@ -168,14 +193,29 @@ class _Planner:
         if preferences.raters == "recorded":
             return settings | self._recorded_settings(cfg)
         own = tuple(self.stages[name].fingerprint[:6] for name in samples)
-        judgements = self.store.judgements() if self.store else []
-        choices = sorted(j.key + j.choice for j in judgements if j.comparison.startswith(own))
-        settings |= {"judgements": digest(choices), "rules": preferences.rules}
+        settings |= {"judgements": self._choices(own), "rules": preferences.rules}
         if preferences.raters == "blend":
             settings |= preferences.model_dump(include={"audit_share", "human_share"})
         if preferences.raters in ("judge", "blend"):
             settings["judge"] = cfg.judge.model_dump(include=JUDGE_KEYS)
         return settings
+
+    def _choices(self, prefixes: Sequence[str]) -> str:
+        """The digest of all judgements on the comparisons of these stages; only new judgements are read."""
+        if self.store is None:
+            return ChoicesDigest().hex
+        path = cache_file(self.run, "judgements")
+        cached = read_cache(path)
+        name = " ".join([str(self.store.folder), *prefixes])
+        try:
+            earlier = ChoicesDigest(**cached[name]) if name in cached else ChoicesDigest()
+        except TypeError:
+            earlier = ChoicesDigest()
+        choices = self.store.read(choices_digest, prefixes, earlier)
+        if choices != earlier:
+            recent = list(cached.items())[-MAX_DIGESTS:]
+            write_cache(path, dict(recent) | {name: asdict(choices)})
+        return choices.hex
 
     def _recorded_settings(self, cfg: LabelConfig) -> dict[str, Any]:
         files = corpus_reader.match_files(self.run, "data.preferences", cfg.data.preferences)
@@ -206,13 +246,20 @@ class _Planner:
             settings["validation"] = cfg.reward.validation
         return settings
 
+    def _reward_settings(self, cfg: RewardConfig) -> dict[str, Any]:
+        settings: dict[str, Any] = {"reward": cfg.reward.model_dump(mode="json", exclude={"use"})}
+        if cfg.reward.source:
+            model = {"content": content.known(sources.model_of(cfg.reward.source), self.run)}
+            settings["model"] = model | {"template": content.template(cfg.reward.template)}
+        return settings
+
     def _evaluate_settings(self, cfg: EvaluateConfig) -> dict[str, Any]:
-        evaluate = cfg.evaluate.model_dump(mode="json")
-        return {"evaluate": evaluate} | self.evaluator | _engine_settings(cfg.engine)
-
-
-def _reward_settings(cfg: RewardConfig) -> dict[str, Any]:
-    return {"reward": cfg.reward.model_dump(mode="json", exclude={"use"})}
+        evaluate = cfg.evaluate.model_dump(mode="json", exclude=JUDGED_BY)
+        settings = {"evaluate": evaluate} | self._judge_settings(cfg) | _engine_settings(cfg.engine)
+        judge = cfg.evaluate.judge
+        if cfg.evaluate.ask_judge and judge.base_url and judge.model:
+            settings["refusals"] = self._ai_judge(judge)
+        return settings
 
 
 def _stage_name(kind: str, number: int) -> str:
@@ -257,8 +304,10 @@ def import_from_run_folder(run: Path) -> None:
 
 
 def _needs(recipe: Recipe) -> tuple[bool, bool]:
-    """Whether this recipe needs a reward model, and whether it needs labels."""
+    """Whether this recipe needs a reward model, and whether it needs labels: a pretrained reward model is measured on
+    labels that are there, or where `reward.use` asks for it."""
     on_pairs = data_of(recipe.policy.algo) == "comparisons"
     rewards_by_model = not on_pairs and any(source.source == "model" for source in recipe.policy.rewards.sources)
     reward_model = recipe.reward.use == "always" or rewards_by_model
-    return reward_model, reward_model or on_pairs
+    measured = recipe.reward.is_trained or recipe.reward.use == "always" or recipe.preferences.raters == "recorded"
+    return reward_model, (reward_model and measured) or on_pairs

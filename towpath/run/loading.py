@@ -27,19 +27,32 @@ def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
         context = model_size(Path(model_folder)).context
         lengths = TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context)
         corpus = _fit(recipe, corpus, lengths)
-    data_summary.save_summary(folder, name, DataSummary(corpus.digests, is_bundled(corpus)))
+    data_summary.save_summary(folder, recipe, name, _summary(corpus))
     return corpus
 
 
-def summarise(recipe: Recipe, folder: Path) -> Corpus | DataSummary:
+def summarise(recipe: Recipe, folder: Path) -> DataSummary:
     """What fingerprints and gates need of the data, from the cache if no file has changed; nothing is tokenised."""
-    cached = data_summary.load_summary(folder, recipe)
-    if cached is not None:
-        return cached
+    recorded = data_summary.load_summary(folder, recipe)
+    if recorded is not None:
+        return recorded
     if recipe.data.unusable == "stop":
-        return load_corpus(recipe, folder)
+        return _summary(load_corpus(recipe, folder))
     lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
-    return _fit(recipe, corpus_reader.read_corpus(folder, recipe.data, recipe.seed), lengths)
+    return _summary(_fit(recipe, corpus_reader.read_corpus(folder, recipe.data, recipe.seed), lengths))
+
+
+def recorded_summary(recipe: Recipe, folder: Path) -> DataSummary:
+    """The same for commands that only look at the run: large files that changed, or were never read, are not read, and
+    the summary's note says so."""
+    recorded = data_summary.load_summary(folder, recipe)
+    if recorded is None and data_summary.is_small(folder, recipe):
+        return summarise(recipe, folder)
+    return recorded or data_summary.last_summary(folder, recipe)
+
+
+def _summary(corpus: Corpus) -> DataSummary:
+    return DataSummary(corpus.digests, is_bundled(corpus), len(corpus.train), data_summary.prompt_lengths(corpus))
 
 
 def _has_history(corpus: Corpus) -> bool:

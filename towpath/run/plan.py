@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from towpath.data.corpus_reader import Corpus
+from towpath.data.data_summary import DataSummary
 from towpath.data.intervals import accuracy_ceiling
 from towpath.feedback import agreement, calibration, judge_runner, judging, label_budget
 from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
@@ -15,7 +15,7 @@ from towpath.feedback.pair_text import PairText
 from towpath.feedback.rater_quality import PEOPLE
 from towpath.recipe import Recipe
 from towpath.records import Judgement
-from towpath.store import spending
+from towpath.store import judgement_reads, spending
 from towpath.store.store import Store
 
 PERSON_ACCURACY = 0.87
@@ -25,6 +25,9 @@ MIN_JUDGEMENTS = 30
 """Judgements from which an accuracy or a price counts as measured."""
 TYPICAL_CHARACTERS = 400
 PRICED_PAIRS = 100
+PRICED_ANSWERS = 200
+MAX_MEASURED = 20_000
+"""Judgements that measurements are made on, the newest, so that a plan of a million takes no longer."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +47,26 @@ class LabelPlan:
     trust_measured: tuple[bool, bool]
 
 
-def plan_labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> LabelPlan:
+def plan_labels(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> LabelPlan:
     """The plan for this recipe, with measurements in place of assumptions where there are any."""
     cfg = recipe.preferences
     limits = recipe.budget
-    judgements = store.judgements()
-    by_people = [j for j in judgements if j.kind == "person"]
+    by_people, count = store.read(judgement_reads.newest, ("person",), MAX_MEASURED)
     seconds = label_budget.seconds_per_pair(by_people, limits.seconds)
-    pairs = limits.pairs or max_comparisons(recipe, corpus)
+    pairs = limits.pairs or max_comparisons(recipe, data.train)
     has_judge = cfg.raters in ("judge", "blend")
-    judge_price = _judge_price(recipe, run, corpus, store) if has_judge or recipe.judge.base_url else 0.0
+    judge_price = _judge_price(recipe, run, data, store) if has_judge or recipe.judge.base_url else 0.0
     prices = Prices(seconds, limits.wage, judge_price if has_judge else 0.0)
     human_share = {"people": 1.0, "blend": cfg.human_share}.get(cfg.raters, 0.0)
     ceiling = SpendingLimit(limits.dollars or math.inf, limits.hours or math.inf)
     overlap = cfg.overlap if human_share else 0.0
     wanted = LabelRequest(pairs, human_share, overlap, float(has_judge), limits.raters, limits.hours_a_day)
     planned = label_budget.plan_labels(wanted, prices, ceiling)
-    costs = _costs(by_people, store, prices)
-    trust, trust_measured = _trust(recipe, judgements)
+    costs = _costs(by_people, count, store, prices)
+    # hours of judgements older than those measured are spent before the first day that is listed
+    earlier_hours = costs.hours - label_budget.label_cost(by_people, prices).hours
+    remaining = replace(planned, hours=planned.hours - earlier_hours)
+    trust, trust_measured = _trust(recipe, store)
     best = None
     if limits.dollars and recipe.judge.base_url:
         best = label_budget.best_split(pairs, limits.dollars, trust, replace(prices, judge=judge_price))
@@ -71,7 +76,7 @@ def plan_labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> Labe
         measured=sum(j.milliseconds is not None for j in by_people),
         plan=planned,
         costs=costs,
-        burn_down=tuple(label_budget.burn_down(by_people, planned, prices)),
+        burn_down=tuple(label_budget.burn_down(by_people, remaining, prices)),
         stopped=label_budget.stop_reason(costs, ceiling, prices),
         best=best,
         trust=trust,
@@ -79,28 +84,29 @@ def plan_labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> Labe
     )
 
 
-def max_comparisons(recipe: Recipe, corpus: Corpus) -> int:
-    """Comparisons that sampling makes at most."""
+def max_comparisons(recipe: Recipe, train: int) -> int:
+    """Comparisons that sampling makes at most of so many training prompts."""
     cfg = recipe.preferences
-    prompts = min(len(corpus.train), cfg.prompts or len(corpus.train))
+    prompts = min(train, cfg.prompts or train)
     return round(prompts * (math.comb(cfg.completions, 2) + cfg.base_share)) * recipe.rounds
 
 
-def _costs(by_people: Sequence[Judgement], store: Store, prices: Prices) -> label_budget.LabelCost:
-    """Hours of people, and the cost of all calls of a judge, with or without a judgement."""
+def _costs(by_people: Sequence[Judgement], count: int, store: Store, prices: Prices) -> label_budget.LabelCost:
+    """Hours of people, whose older judgements count like the newest, and the cost of all calls of a judge, with or
+    without a judgement."""
     people = label_budget.label_cost(by_people, prices)
+    share = count / len(by_people) if by_people else 1.0
     dollars = store.read(spending.total_dollars)
-    return replace(people, dollars=people.dollars + dollars, judge_dollars=dollars)
+    return label_budget.LabelCost(count, people.hours * share, people.dollars * share + dollars, dollars)
 
 
-def _judge_price(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> float:
+def _judge_price(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> float:
     """Dollars of the judge for a pair: measured, or estimated from the lengths of prompts and answers."""
-    costs = [j.cost for j in store.judgements() if j.kind == "judge" and j.cost]
-    if len(costs) >= MIN_JUDGEMENTS:
-        return sum(costs) / len(costs)
-    typical = "x" * TYPICAL_CHARACTERS
-    answers = [c.text for c in list(store.completions().values())[:200]] or [typical]
-    prompts = [p.text for p in corpus.train[:200]] or [typical]
+    cost, count = store.read(judgement_reads.mean_cost, "judge", MAX_MEASURED)
+    if count >= MIN_JUDGEMENTS:
+        return cost
+    answers = store.some_answers(PRICED_ANSWERS) or ["x" * TYPICAL_CHARACTERS]
+    prompts = ["x" * length for length in data.prompt_lengths] or ["x" * TYPICAL_CHARACTERS]
     cases = [
         PairText(str(i), prompts[i % len(prompts)], answers[i % len(answers)], answers[(i + 1) % len(answers)])
         for i in range(PRICED_PAIRS)
@@ -108,12 +114,17 @@ def _judge_price(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> flo
     return judging.estimate_cost(judge_runner.judge_settings(recipe.judge, run), cases).dollars / len(cases)
 
 
-def _trust(recipe: Recipe, judgements: list[Judgement]) -> tuple[RaterAccuracy, tuple[bool, bool]]:
+def _trust(recipe: Recipe, store: Store) -> tuple[RaterAccuracy, tuple[bool, bool]]:
     """The accuracy of people and of the judge, and whether each was measured."""
-    rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in PEOPLE])
+    people, _ = store.read(judgement_reads.newest, PEOPLE, MAX_MEASURED)
+    rate, n = agreement.pairwise_agreement(people)
     is_person_measured = n >= MIN_JUDGEMENTS
     person = min(max(accuracy_ceiling(rate), 0.55), 0.99) if is_person_measured else PERSON_ACCURACY
-    audit = calibration.audit_rows(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
+    judge = f"judge:{recipe.judge.model}"
+    audit = []
+    if recipe.judge.model:
+        verdicts = store.read(judgement_reads.beside_people, judge, PEOPLE, MAX_MEASURED)
+        audit = calibration.audit_rows([*people, *verdicts], judge)
     if len(audit) < MIN_JUDGEMENTS:
         return RaterAccuracy(person, JUDGE_ACCURACY), (is_person_measured, False)
     calibrated = calibration.calibrate(audit)

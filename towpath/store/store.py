@@ -183,6 +183,11 @@ class Store:
             for row in rows
         }
 
+    def some_answers(self, limit: int) -> list[str]:
+        """Return the texts of a few completions."""
+        query = select(schema.completions.c.text).limit(limit)
+        return self.read(lambda connection: list(connection.scalars(query)))
+
     def comparisons(self, round: int | None = None) -> list[Comparison]:
         """Return comparisons in insertion order, without those of arenas."""
         query = (
