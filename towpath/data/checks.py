@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from towpath.data import corpus_reader, curate, recorded_preferences, row_files
+from towpath.data import corpus_reader, curate, recorded_preferences, row_files, signature_cache
 from towpath.data import refused_rows as refused
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
@@ -22,11 +22,11 @@ def check_data(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, con
     long = find_too_long(corpus, lengths, limits_of(recipe, context)) if chat else []
     survey, findings = _count_preferences(recipe, run, corpus, lengths)
     listed = refused.write_refused_rows(
-        run, [*corpus.refused, *refused_rows(corpus, long), *survey.refused, *survey.long]
+        run, [*corpus.refused, *corpus.filtered, *refused_rows(corpus, long), *survey.refused, *survey.long]
     )
     findings = findings or list(_preferences(recipe, survey, listed))
     findings += [
-        *_overlaps(curate.overlaps(corpus, cache_file(run, "signatures").with_suffix(""))),
+        *_overlaps(curate.overlaps(corpus, signature_cache.path_of(run))),
         *_safety(corpus.safety),
         *_unread_files(recipe, run),
     ]

@@ -39,6 +39,8 @@ class Corpus:
     """Prompts whose split was assigned at random (`data.heldout`), since their rows name none."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Extra columns of the prompts' rows, by prompt id, for reward functions."""
+    filtered: tuple[RefusedRow, ...] = ()
+    """Rows that the recipe's filters and balance leave out."""
 
     @cached_property
     def column_names(self) -> frozenset[str]:
@@ -74,7 +76,8 @@ class Corpus:
             "demonstrations": self.demonstrations,
             "safety": self.safety,
         }
-        return {name: len(records) for name, records in parts.items()} | {"skipped_rows": count_by_part(self.refused)}
+        left_out = {"skipped_rows": count_by_part(self.refused), "filtered_rows": count_by_part(self.filtered)}
+        return {name: len(records) for name, records in parts.items()} | left_out
 
     @cached_property
     def digests(self) -> Digests:

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from towpath.data import corpus_reader, data_summary
+from towpath.data import corpus_reader, data_summary, signature_cache
 from towpath.data.bundled import is_bundled
 from towpath.data.corpus import Corpus
 from towpath.data.data_summary import DataSummary
 from towpath.data.file_cache import cache_file
 from towpath.data.refused_rows import skipped_findings
+from towpath.data.selection import select
 from towpath.data.token_lengths import TokenLengths, drop_too_long, find_too_long, limits_of, model_key
 from towpath.recipe import Recipe
 from towpath.run.sizes import model_size
@@ -17,7 +18,7 @@ from towpath.run.sizes import model_size
 def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
     """The data of a run without the rows that the recipe skips; its summary is cached."""
     name = data_summary.summary_key(folder, recipe)
-    corpus = corpus_reader.read_corpus(folder, recipe.data, recipe.seed)
+    corpus = _read(recipe, folder)
     if recipe.data.unusable == "skip":
         from towpath.data.chat import Chat
         from towpath.models import base
@@ -39,7 +40,7 @@ def summarise(recipe: Recipe, folder: Path) -> DataSummary:
     if recipe.data.unusable == "stop":
         return _summary(load_corpus(recipe, folder))
     lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
-    return _summary(_skip_too_long(recipe, corpus_reader.read_corpus(folder, recipe.data, recipe.seed), lengths))
+    return _summary(_skip_too_long(recipe, _read(recipe, folder), lengths))
 
 
 def recorded_summary(recipe: Recipe, folder: Path) -> DataSummary:
@@ -49,6 +50,11 @@ def recorded_summary(recipe: Recipe, folder: Path) -> DataSummary:
     if recorded is None and data_summary.is_small(folder, recipe):
         return summarise(recipe, folder)
     return recorded or data_summary.last_summary(folder, recipe)
+
+
+def _read(recipe: Recipe, folder: Path) -> Corpus:
+    corpus = corpus_reader.read_corpus(folder, recipe.data, recipe.seed)
+    return select(corpus, recipe.data, recipe.seed, signature_cache.path_of(folder))
 
 
 def _summary(corpus: Corpus) -> DataSummary:
