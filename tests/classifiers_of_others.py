@@ -55,3 +55,17 @@ def make_classifier(folder: Path, family: str, labels: int = 1, template: str = 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_language_model(folder: Path, family: str, template: str, **settings: Any) -> Path:
+    """A random language model with a tokenizer of its own."""
+    tokenizer = tokenizer_of("byte-level", template)
+    known = {"vocab_size": len(tokenizer), "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    known |= {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
+    config = getattr(transformers, f"{family}Config")(**(SIZES | known | settings))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

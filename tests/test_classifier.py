@@ -25,8 +25,10 @@ FAMILIES = {"Bert": "", "DistilBert": "", "ModernBert": "", "DebertaV2": "", "Qw
             "Gemma2": "gemma", "GPT2": ""}  # fmt: skip
 
 
-def plain_scores(folder: Path, conversations: list[tuple[Message, ...]], answers: list[str]) -> list[float]:
-    """Scores of one row after the other by transformers alone, as model cards show it."""
+def plain_scores(
+    folder: Path, conversations: list[tuple[Message, ...]], answers: list[str], cut: int = 0
+) -> list[float]:
+    """Scores of each row by transformers alone, as model cards show it; without its last `cut` tokens."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     scores = []
@@ -42,6 +44,7 @@ def plain_scores(folder: Path, conversations: list[tuple[Message, ...]], answers
             pair = (text, answer) if tokenizer.sep_token else (f"{text}\n\n{answer}",)
             inputs = tokenizer(*pair, return_tensors="pt")
         with torch.no_grad():
+            inputs = {name: ids[:, : ids.shape[1] - cut] for name, ids in inputs.items()}
             scores.append(float(model(**inputs).logits[0, 0]))
     return scores
 

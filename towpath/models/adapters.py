@@ -60,9 +60,9 @@ class Adapters:
         self.depth: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         self.layers: dict[str, LoraLinear] = {}
         self.parameter_count = sum(weight.numel() for weight in model.parameters())
-        head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        heads = (model.get_output_embeddings(), getattr(model, "score", None))  # pyright: ignore[reportCallIssue]
         for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and module is not head:
+            if isinstance(module, nn.Linear) and all(module is not head for head in heads):
                 parent, _, child = name.rpartition(".")
                 layer = LoraLinear(module, self.switch)
                 setattr(model.get_submodule(parent), child, layer)

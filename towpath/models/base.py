@@ -2,11 +2,13 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from towpath.data.chat import PROBES, Chat, pad_token
 from towpath.errors import ModelError
@@ -20,16 +22,42 @@ CPU = torch.device("cpu")
 
 
 def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device = CPU, pad: int | None = None) -> Any:
-    """The causal language model, in evaluation mode, with a pad token that is not EOS."""
+    """The causal language model, in evaluation mode, with a pad token that is not EOS; or a sequence-classification
+    model of a decoder family, whose body and score head are trained like a language model's."""
     register()
     files.require(Path(folder))
     files.require_memory(Path(folder), dtype.itemsize)
-    shape.require(folder, attention)
+    is_classifier = files.is_classifier(folder)
+    with _naming_classifiers(is_classifier):
+        shape.require(folder, attention)
     pad = pad_token(load_tokenizer(folder)) if pad is None else pad
     settings = {"attn_implementation": attention, "pad_token_id": pad}
-    model = move_to(read_weights(folder, AutoModelForCausalLM, dtype, settings).eval(), device)
-    check_model.check_model(model, folder)
+    kind = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    model = move_to(read_weights(folder, kind, dtype, settings).eval(), device)
+    if is_classifier:
+        _require_one_label(model, folder)
+    else:
+        check_model.check_model(model, folder)
     return model
+
+
+@contextmanager
+def _naming_classifiers(is_classifier: bool) -> Iterator[None]:
+    """Within the block a refusal of a sequence-classification model says that it can be used as it is."""
+    try:
+        yield
+    except ModelError as error:
+        if not is_classifier:
+            raise
+        fix = "set reward.train = false: the reward model is used as it is; or train one with reward.base"
+        raise ModelError(error.value, f"{error.rule}, to train further", fix) from None
+
+
+def _require_one_label(model: Any, folder: str) -> None:
+    """Raise unless a sequence-classification model has one output."""
+    if model.config.num_labels != 1:
+        value = f"{folder}: {model.config.num_labels} labels"
+        raise ModelError(value, "a reward model that is trained further has one output", "set reward.train = false")
 
 
 def read_weights(folder: str, kind: Any, dtype: torch.dtype, settings: dict[str, Any]) -> Any:

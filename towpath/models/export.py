@@ -15,8 +15,10 @@ from towpath.recipe import Lora
 def write_model(model: Any, chat: Chat, folder: Path) -> None:
     """Weights, configuration, and the tokenizer with the chat template; plain `generate` stops where engines stop."""
     model.config.pad_token_id = chat.pad
-    model.generation_config.pad_token_id = chat.pad
-    model.generation_config.eos_token_id = list(chat.stops) if len(chat.stops) > 1 else chat.eos
+    settings = getattr(model, "generation_config", None)
+    if settings is not None:  # a sequence-classification model has none
+        settings.pad_token_id = chat.pad
+        settings.eos_token_id = list(chat.stops) if len(chat.stops) > 1 else chat.eos
     model.save_pretrained(folder)
     base.save_tokenizer(chat, folder)
 

@@ -131,11 +131,17 @@ def require_texts(folder: Path) -> None:
             read_json(folder / name)
 
 
+def is_classifier(folder: Path | str) -> bool:
+    """Whether the folder's configuration describes a sequence-classification model."""
+    kinds = read_json(Path(folder) / "config.json").get("architectures")
+    return isinstance(kinds, list) and any("SequenceClassification" in str(kind) for kind in kinds)
+
+
 def require_classifier(folder: Path | str) -> None:
     """Raise a ModelError unless the folder's configuration describes a sequence-classification model."""
-    kinds = read_json(Path(folder) / "config.json").get("architectures") or []
-    if any("SequenceClassification" in kind for kind in kinds):
+    if is_classifier(folder):
         return
+    kinds = read_json(Path(folder) / "config.json").get("architectures") or []
     value = f"{folder}: architectures = {kinds} in config.json"
     rule = "a reward model from elsewhere is a sequence-classification model of transformers"
     raise ModelError(value, rule, "name such a model; reward.base trains a reward model from a language model")

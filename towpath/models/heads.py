@@ -24,6 +24,16 @@ class ScalarHead(nn.Module):
         return hidden.float() @ self.weight + self.bias
 
 
+@torch.no_grad()
+def copy_score_head(model: nn.Module, head: ScalarHead) -> None:
+    """Begin with the score head of a sequence-classification model, where the model has one."""
+    score = getattr(model, "score", None)
+    if isinstance(score, nn.Linear):
+        head.weight.copy_(score.weight[0])
+        if score.bias is not None:
+            head.bias.copy_(score.bias[0])
+
+
 WIDE = 1024
 ROWS = 4096
 """Random features of a state; rows that are summed at a time."""

@@ -10,7 +10,27 @@ class Reward(Section):
     """Training of the reward model."""
 
     use: Literal["auto", "always"] = value(
-        "auto", "auto trains a reward model if the policy's rewards name one; always trains one in any case"
+        "auto",
+        "auto trains a reward model if the policy's rewards name one; always trains one in any case, and measures a "
+        "pretrained one on labels",
+    )
+    base: str = value(
+        "",
+        "language model that the reward model is trained from: a folder, a Hugging Face id or gguf:PATH; empty for the "
+        "tuned model",
+        why="a larger one overfits less; it keeps its own tokenizer and template",
+    )
+    pretrained: str = value(
+        "",
+        "sequence-classification model that is the reward model: a folder or a Hugging Face id; SOURCE#LABEL where it "
+        "has several labels",
+        why="nothing is trained, unless `reward.train` is set; see docs/rewards.md",
+    )
+    train: bool = value(False, "train the model of `reward.pretrained` further on the labels; decoder families only")
+    template: str = value(
+        "model",
+        "chat template of `reward.base` or `reward.pretrained`: model (its own), chatml or a Jinja file; also pair or "
+        "plain for a pretrained one used as it is",
     )
     method: Method = value("lora", "LoRA adapter on the tuned model, or all weights")
     learning_rate: float = value(2e-4, "peak learning rate", "5e-5-2e-4 with LoRA", gt=0)
@@ -43,3 +63,13 @@ class Reward(Section):
         1, "reward models, each from its own seed and data order", "1-5", "their disagreement shows uncertainty", ge=1
     )
     lora: Lora = value(Lora(), "LoRA of this stage")
+
+    @property
+    def source(self) -> str:
+        """The model that the reward model begins with; empty for the tuned model."""
+        return self.base or self.pretrained
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the reward stage trains."""
+        return self.train or not self.pretrained

@@ -13,7 +13,7 @@ from towpath.models.classifier import Classifier
 from towpath.recipe import Rewards
 from towpath.records import Finding, Rollout, Score
 from towpath.rewards import shaping, sources
-from towpath.rollout.reward_models import RewardModels
+from towpath.rollout.reward_models import AnswerText, RewardScorer
 
 Numbers = dict[str, float]
 Scorer = Callable[[Sequence[Rollout]], Sequence[float]]
@@ -26,7 +26,7 @@ class RewardSources:
         self,
         rewards: Rewards,
         corpus: Corpus,
-        models: RewardModels | None,
+        models: RewardScorer | None,
         classifiers: Mapping[str, Classifier] | None = None,
     ) -> None:
         self.rewards = rewards
@@ -81,7 +81,9 @@ class RewardSources:
         for source in rewards.sources:
             if source.source == "model":
                 assert self.models is not None
-                out = self.models.score(batch, rewards, ("features",) if features else ())
+                wants = ("features",) if features and self.models.shares_tokens else ()
+                answers = [AnswerText(r.prompt, r.text, r.finish == "stop") for r in rollouts]
+                out = self.models.score(batch, answers, rewards, wants)
                 handle = out.features
                 scores.append(out.score_B.numpy())
                 spread_B = out.spread_B.tolist()

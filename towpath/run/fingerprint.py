@@ -104,7 +104,10 @@ class _Planner:
         labels = self._add_labels(number, previous_policy, needs_reward_model) if needs_labels else []
         reward = []
         if needs_reward_model:
-            self._add("reward", number, _reward_settings(RewardConfig.from_recipe(recipe)), "sft", *labels)
+            # answers of the tuned model, which normalise a pretrained reward model
+            baseline = [] if labels else ["baseline"]
+            settings = self._reward_settings(RewardConfig.from_recipe(recipe))
+            self._add("reward", number, settings, "sft", *baseline, *labels)
             reward = [_stage_name("reward", number)]
         learns_from = reward or labels
         if data_of(recipe.policy.algo) != "rollouts":
@@ -225,13 +228,16 @@ class _Planner:
             settings["validation"] = cfg.reward.validation
         return settings
 
+    def _reward_settings(self, cfg: RewardConfig) -> dict[str, Any]:
+        settings: dict[str, Any] = {"reward": cfg.reward.model_dump(mode="json", exclude={"use"})}
+        if cfg.reward.source:
+            model = {"content": content.known(sources.model_of(cfg.reward.source), self.run)}
+            settings["model"] = model | {"template": content.template(cfg.reward.template)}
+        return settings
+
     def _evaluate_settings(self, cfg: EvaluateConfig) -> dict[str, Any]:
         evaluate = cfg.evaluate.model_dump(mode="json")
         return {"evaluate": evaluate} | self.evaluator | _engine_settings(cfg.engine)
-
-
-def _reward_settings(cfg: RewardConfig) -> dict[str, Any]:
-    return {"reward": cfg.reward.model_dump(mode="json", exclude={"use"})}
 
 
 def _stage_name(kind: str, number: int) -> str:
@@ -276,8 +282,10 @@ def import_from_run_folder(run: Path) -> None:
 
 
 def _needs(recipe: Recipe) -> tuple[bool, bool]:
-    """Whether this recipe needs a reward model, and whether it needs labels."""
+    """Whether this recipe needs a reward model, and whether it needs labels: a pretrained reward model is measured on
+    labels that are there, or where `reward.use` asks for it."""
     on_pairs = data_of(recipe.policy.algo) == "comparisons"
     rewards_by_model = not on_pairs and any(source.source == "model" for source in recipe.policy.rewards.sources)
     reward_model = recipe.reward.use == "always" or rewards_by_model
-    return reward_model, reward_model or on_pairs
+    measured = recipe.reward.is_trained or recipe.reward.use == "always" or recipe.preferences.raters == "recorded"
+    return reward_model, (reward_model and measured) or on_pairs

@@ -19,13 +19,22 @@ def verdicts(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[Verdict
     if "baseline" in latest:
         evaluated.append(_threshold_verdict("sft", gates.sft, gates, latest["baseline"]["win"], "rate"))
     if "reward" in latest:
-        evaluated.append(_threshold_verdict("reward", gates.reward, gates, latest["reward"], "accuracy"))
+        evaluated.append(_reward_verdict(gates, latest["reward"]))
     if "policy" in latest:
         evaluated.append(_threshold_verdict("policy", gates.policy, gates, latest["policy"]["rose"], "rate"))
     if "evaluate" in latest:
         evaluated.append(_threshold_verdict("evaluate", gates.evaluate, gates, latest["evaluate"]["win"], "rate"))
         evaluated.append(_safety_verdict(gates.safety, latest["evaluate"]["safety"]))
     return evaluated
+
+
+def _reward_verdict(gates: Gates, result: dict[str, Any]) -> Verdict:
+    """The verdict on the reward model; a pretrained one may have no labels to be measured on."""
+    if "accuracy" in result:
+        return _threshold_verdict("reward", gates.reward, gates, result, "accuracy")
+    outcome: Outcome = "OFF" if gates.reward.action == "off" else "UNDECIDED"
+    note = "no labels: the pretrained reward model was not measured; reward.use = 'always' collects labels"
+    return Verdict("reward", outcome, None, None, gates.reward.threshold, 0, gates.reward.action, note)
 
 
 def _threshold_verdict(name: str, gate: Gate, gates: Gates, record: dict[str, Any] | None, key: str) -> Verdict:

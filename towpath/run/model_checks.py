@@ -48,15 +48,30 @@ def check_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
 
 
 def check_classifiers(recipe: Recipe, run: Path) -> list[Finding]:
-    """Whether reward models from elsewhere are there, and are sequence-classification models."""
+    """Whether reward models from elsewhere are there and what they must be."""
     from towpath.models import files, locate
 
+    reward = recipe.reward
     findings = []
-    for source in sources.classifiers(recipe.policy.rewards):
+    if reward.base and reward.pretrained:
+        evidence = f"reward.base = {reward.base!r} and reward.pretrained = {reward.pretrained!r}"
+        cause = "a reward model begins with one model"
+        findings.append(Finding("model", "error", evidence, cause, "remove one of them"))
+    if reward.train and not reward.pretrained:
+        evidence = "reward.train = true without reward.pretrained"
+        findings.append(Finding("model", "error", evidence, "it trains a pretrained one further", "remove it"))
+    named = [(source, "policy.rewards") for source in sources.classifiers(recipe.policy.rewards)]
+    named += [(reward.pretrained, "reward.pretrained")] if reward.pretrained else []
+    named += [(reward.base, "reward.base")] if reward.base else []
+    for source, key in named:
         try:
-            folder = Path(locate.find(sources.model_of(source), run, "policy.rewards"))
-            files.require_classifier(folder)
+            folder = Path(locate.find(sources.model_of(source), run, key))
             files.require(folder)
+            if key != "reward.base":
+                files.require_classifier(folder)
+            elif files.is_classifier(folder):
+                value = f"{key} = {source!r}: a sequence-classification model"
+                raise ModelError(value, "reward.base is a language model", "name it in reward.pretrained")
         except ModelError as error:
             findings.append(Finding("model", "error", error.value, error.rule, error.fix))
     return findings

@@ -74,6 +74,9 @@ class Pipeline:
         self.corpus = load_corpus(recipe, folder)
         (folder / "stages").mkdir(exist_ok=True)
         content.fetch(recipe.model.source, folder)
+        if recipe.reward.source:
+            key = "reward.base" if recipe.reward.base else "reward.pretrained"
+            content.fetch(sources.model_of(recipe.reward.source), folder, key)
         for name in sources.classifiers(recipe.policy.rewards):
             content.fetch(sources.model_of(name), folder, "policy.rewards")
         self.stages = plan_stages(recipe, folder, self.corpus, store)

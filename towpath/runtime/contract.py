@@ -42,7 +42,7 @@ class RoleSpec:
     head: Literal["none", "scalar", "closed_form"] = "none"
     """A linear head: a scalar one that steps or stands still, or one that `fit` solves for."""
     random_head: bool = False
-    """Begin with a random head, not with zeros."""
+    """Begin with a random head, not with zeros or with the score head of a sequence-classification model."""
     init: Path | None = None
     """safetensors file with the adapter and the head that it begins with."""
     reads: str = ""
@@ -53,6 +53,8 @@ class RoleSpec:
     """Peak rate; None freezes the role."""
     head_learning_rate: float | None = None
     """Peak rate of the head, where it differs."""
+    pad: int | None = None
+    """Padding token of the model's own tokenizer, where that is not the runtime's."""
     dtype: Literal["auto", "float32"] = "auto"
     """Arithmetic, where the runtime's own will not do."""
 

@@ -21,7 +21,7 @@ from towpath.algos.contract import Metrics, Outputs, add
 from towpath.data.batch import Batch
 from towpath.data.chat import Chat
 from towpath.errors import ResourceError
-from towpath.models import base, export, lm
+from towpath.models import base, export, heads, lm
 from towpath.models.adapters import Adapters
 from towpath.models.check_model import can_split_layers
 from towpath.models.cpu import kernels
@@ -81,6 +81,8 @@ class Local:
         self._attention = attention
         self._compile = compile or Compile()
         self._specs: dict[str, RoleSpec] = {}
+        self._pads: dict[str, int] = {}
+        """Padding tokens of models with a tokenizer of their own, by trunk."""
         self._plain: dict[str, Any] = {}
         """Plain copies of models with adapters, which engines sample from."""
         self._stored: dict[int, Tensor] = {}
@@ -111,7 +113,7 @@ class Local:
         trunk = self.roles.pop(role).trunk
         self._specs.pop(role, None)
         if all(other.trunk != trunk for other in self.roles.values()):
-            for owned in (self.trunks, self.adapters, self._plain):
+            for owned in (self.trunks, self.adapters, self._plain, self._pads):
                 owned.pop(trunk, None)
             release_memory()
 
@@ -127,7 +129,9 @@ class Local:
         trunk = name if whole else f"{spec.model} {spec.dtype}"
         if trunk not in self.trunks:
             exact = whole or spec.dtype == "float32"
-            self.add_trunk(trunk, self._load(spec.model, torch.float32 if exact else self.dtype), lora=False)
+            self.add_trunk(trunk, self._load(spec, torch.float32 if exact else self.dtype), lora=False)
+            if spec.pad is not None:
+                self._pads[trunk] = spec.pad
             self._compile_layers(self.trunks[trunk])
         if spec.lora and trunk not in self.adapters:
             self.adapters[trunk] = Adapters(self.trunks[trunk])
@@ -157,10 +161,13 @@ class Local:
         head = ScalarHead(width, spec.seed if spec.random_head else None).to(self.device)
         if tensors:
             head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})
+        elif not spec.random_head:
+            heads.copy_score_head(self.trunks[trunk], head)
         return head.requires_grad_(spec.learning_rate is not None)
 
-    def _load(self, folder: str, dtype: torch.dtype) -> Any:
-        return base.load(folder, dtype, self._attention, self._device, self.pad)
+    def _load(self, spec: RoleSpec, dtype: torch.dtype) -> Any:
+        pad = self.pad if spec.pad is None else spec.pad
+        return base.load(spec.model, dtype, self._attention, self._device, pad)
 
     def _compile_layers(self, model: Any) -> None:
         if self._compile.on:
@@ -315,7 +322,7 @@ class Local:
         mask_BT = torch.from_numpy(batch.mask_BT).to(self.device)
         if role.closed_form_head is not None and "value" in batch.columns:
             return Outputs(mask_BT, value_BT=batch.columns["value"].to(self.device))  # fixed until the next `fit`
-        packed = lm.pack_rows(model, batch.rows, self.pad, self.pack_width)
+        packed = lm.pack_rows(model, batch.rows, self._pads.get(role.trunk, self.pad), self.pack_width)
         lines = passes.packed_batch(packed, self.device)
         # the hidden state before a token predicts it; the one at the last token has seen the whole answer
         before_N, last_B = passes.read_positions(packed, batch, wants)
@@ -421,7 +428,7 @@ class Local:
         states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
         with progress("lower layers", _tokens(batch), "tokens") as work:
             for part in Batch(batch.rows, {"row": np.arange(len(batch))}).micro_batches(self.tokens_per_pass):
-                packed = lm.pack_rows(model, part.rows, self.pad)
+                packed = lm.pack_rows(model, part.rows, self._pads.get(trunk, self.pad))
                 lines = passes.packed_batch(packed, self.device)
                 states_ND = lm.run_lower_layers(model, lines, depth)
                 for row, positions in zip(part.columns["row"], packed.token_positions, strict=True):
@@ -571,7 +578,7 @@ class Local:
             with self.float32_weights(own.trunk) as model:
                 export.write_model(model, chat, folder)
             return
-        model = self._load(self._specs[role].model, self.dtype).to(torch.float32)
+        model = self._load(self._specs[role], self.dtype).to(torch.float32)
         self.adapters[own.trunk].merge_into(model, own.adapter)
         export.write_model(model, chat, folder)
 
@@ -602,7 +609,7 @@ class Local:
 
     def _plain_copy(self, role: str, trunk: str) -> Any:
         if trunk not in self._plain:
-            self._plain[trunk] = self._load(self._specs[role].model, self.dtype).requires_grad_(False)
+            self._plain[trunk] = self._load(self._specs[role], self.dtype).requires_grad_(False)
         return self._plain[trunk]
 
     # Facts

@@ -14,12 +14,12 @@ from towpath.feedback import rubric
 from towpath.recipe import Decoding
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
-from towpath.rollout.reward_models import RewardModels, reward_roles
 from towpath.runtime.contract import RoleSpec
 from towpath.stages import generation, jailbreak_eval, label_disagreements
 from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import completion_row
+from towpath.stages.reward_scorer import answer_of, open_reward_model
 from towpath.store.publish import replace_file
 
 Answers = dict[str, list[Completion]]
@@ -115,14 +115,12 @@ def _rewards(
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """The reward model's scores of SFT's and the policy's answers, and how often it contradicts its labels."""
     reward = _last_input(job, "reward")
-    roles = reward_roles(job.config.reward, job.inputs["sft"] / "weights", reward)
-    runtime = job.launch(training=False)
-    runtime.open(roles)
-    models = RewardModels(runtime, tuple(roles))
+    models = open_reward_model(job, job.launch(training=False), reward)
     rewards = {}
     for source in ("sft", "policy"):
         batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, answers[source], strict=True)])
-        rewards[source] = models.score(batch, job.config.policy.rewards).score_B.tolist()
+        texts = [answer_of(p, c) for p, c in zip(prompts, answers[source], strict=True)]
+        rewards[source] = models.score(batch, texts, job.config.policy.rewards).score_B.tolist()
     return rewards, label_disagreements.write(job, models, reward)
 
 

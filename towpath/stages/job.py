@@ -50,6 +50,15 @@ class Job(Generic[C]):
         """Folder of the base model."""
         return base.find(self.config.model.source, self.run)
 
+    @cached_property
+    def reward_chat(self: "Job[PairsConfig]") -> Chat:
+        """The chat of the reward model's tokenizer, which is the policy's unless the recipe names another model."""
+        reward = self.config.reward
+        if not reward.source:
+            return self.chat
+        key = "reward.base" if reward.base else "reward.pretrained"
+        return Chat(base.load_tokenizer(base.find(reward.source, self.run, key)), reward.template)
+
     def launch(self, packing: bool = True, training: bool = True) -> Runtime:
         """A runtime for this stage."""
         return self.launcher(self.config.model, self.chat.pad, packing, training)

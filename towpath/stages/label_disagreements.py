@@ -9,16 +9,17 @@ from towpath.data.batch import Batch
 from towpath.hashing import hash_uniform
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Comparison, Label
-from towpath.rollout.reward_models import RewardModels
+from towpath.rollout.reward_models import RewardScorer
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import LABELS, completion_row, is_held_out, read_labels
+from towpath.stages.reward_scorer import answer_of
 from towpath.store import manifest
 from towpath.store.publish import replace_file
 
 FILE = "disagreements.jsonl"
 
 
-def write(job: Job[EvaluateConfig], models: RewardModels, reward: Path) -> dict[str, int]:
+def write(job: Job[EvaluateConfig], models: RewardScorer, reward: Path) -> dict[str, int]:
     """Score labelled pairs and write those on which the reward model disagrees, the most confident first; returns how
     many were scored and written."""
     record = manifest.read(reward)
@@ -29,13 +30,13 @@ def write(job: Job[EvaluateConfig], models: RewardModels, reward: Path) -> dict[
     completions = job.store.completions()
     prompts = job.store.prompts()
     sides = [(c.a, c.b) if label.choice == "a" else (c.b, c.a) for c, label in pairs]
-    rows = [
-        completion_row(job, prompts[c.prompt_id], completions[name])
-        for (c, _), pair in zip(pairs, sides, strict=True)
-        for name in pair
+    # chosen and rejected answers alternate
+    answers = [
+        (prompts[c.prompt_id], completions[name]) for (c, _), pair in zip(pairs, sides, strict=True) for name in pair
     ]
-    # rows alternate: chosen, rejected
-    scores = models.score(Batch(rows), job.config.policy.rewards).score_B.tolist()
+    rows = [completion_row(job, prompt, completion) for prompt, completion in answers]
+    texts = [answer_of(prompt, completion) for prompt, completion in answers]
+    scores = models.score(Batch(rows), texts, job.config.policy.rewards).score_B.tolist()
     disagreements: list[dict[str, Any]] = []
     for i, ((c, label), (chosen, rejected)) in enumerate(zip(pairs, sides, strict=True)):
         # scores are normalised: times their standard deviation the difference is in log odds

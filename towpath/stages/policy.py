@@ -21,11 +21,11 @@ from towpath.rewards import shaping
 from towpath.rewards import sources as reward_sources
 from towpath.rollout.experience import Experience, ExperienceConfig
 from towpath.rollout.generate import load_engine
-from towpath.rollout.reward_models import RewardModels, reward_roles
 from towpath.rollout.sample_log import SampleLog, select_probes
 from towpath.rollout.scoring import RewardSources
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.runtime.launch import launch_classifier
+from towpath.stages import reward_scorer
 from towpath.stages.comparisons import Comparisons
 from towpath.stages.job import Job, publish_model
 from towpath.stages.loop import LoopConfig, Numbers, train, warmup_then_linear
@@ -162,9 +162,10 @@ def _roles(job: Job[PolicyConfig], algo: ModuleType) -> dict[str, RoleSpec]:
     roles = {"policy": policy, "reference": RoleSpec(str(tuned))}
     stage = _reward_stage(job)
     if stage:
-        roles |= reward_roles(job.config.reward, tuned, stage)
+        roles |= reward_scorer.roles_of(job, stage)
     if "critic" in algo.TRAINS:
-        basis = "reward" if stage else "reference"
+        # a reward model with another tokenizer cannot value the policy's tokens: then the critic reads the tuned model
+        basis = "reward" if stage and not job.config.reward.source else "reference"
         if cfg.ppo.critic == "head":
             roles["critic"] = RoleSpec(reads=basis, head="closed_form")
         else:
@@ -185,7 +186,7 @@ def _previous_policy(job: Job[PolicyConfig]) -> Path | None:
 def _init_critic(job: Job[PolicyConfig], runtime: Runtime) -> None:
     """Fit the critic's head to the rewards of the answers that the reward stage stored."""
     stage = _reward_stage(job)
-    if stage is None:
+    if stage is None or job.config.reward.source:
         return
     tensors = load_file(stage / "weights" / VALUE_FEATURES)
     rewards = job.config.policy.rewards
@@ -218,7 +219,8 @@ def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleS
         _previous_policy(job) is None,
     )
     reward_models = tuple(name for name in roles if name.startswith("reward"))
-    models = RewardModels(runtime, reward_models) if reward_models else None
+    stage = _reward_stage(job)
+    models = reward_scorer.scorer_of(job, runtime, stage, reward_models) if stage else None
     classifiers = {
         name: launch_classifier(config.model, name.removeprefix("model:"), job.run)
         for name in reward_sources.classifiers(cfg.rewards)

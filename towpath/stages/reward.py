@@ -21,14 +21,16 @@ from towpath.health.diagnosis import diagnose
 from towpath.health.history import history_from_rows
 from towpath.progress import print_note
 from towpath.recipe.stage_configs import RewardConfig
-from towpath.records import Completion, Finding
-from towpath.rollout.reward_models import WEIGHTS, member_folder
+from towpath.records import Finding
+from towpath.rollout.reward_models import WEIGHTS, initial_model, member_folder
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
-from towpath.stages import evidence, generation
+from towpath.stages import evidence, pretrained_reward
 from towpath.stages.job import Job
-from towpath.stages.labelled_pairs import Pair, completion_row, decided_pairs, split_pairs
+from towpath.stages.labelled_pairs import Pair, decided_pairs, split_pairs
 from towpath.stages.loop import LoopConfig, columns, minibatches, train, warmup_then_linear
+from towpath.stages.reward_measure import answers_by_prompt, gaps, lengths, measure
+from towpath.stages.reward_scorer import reward_row
 from towpath.store.publish import is_intact, publish
 
 FROZEN_FEATURES = "frozen.npz"
@@ -52,10 +54,12 @@ class Member:
 def run(job: Job[RewardConfig]) -> dict[str, Any]:
     """Train the members of the ensemble, each with its own seed and data order, and measure their mean score."""
     cfg = job.config.reward
+    if not cfg.is_trained:
+        return pretrained_reward.run(job)
     training, held_out = split_pairs(job, decided_pairs(job))
     members = [_train_member(job, number, training, held_out) for number in range(1, cfg.ensemble_size + 1)]
     scores_KB = np.stack([member.held_out_B for member in members])
-    result = _measure(job, held_out, scores_KB.mean(0), float(np.mean([member.std for member in members])))
+    result = measure(job, held_out, scores_KB.mean(0), float(np.mean([member.std for member in members])))
     result |= {
         "train_accuracy": members[0].train_accuracy,
         "mean": members[0].mean,
@@ -63,9 +67,9 @@ def run(job: Job[RewardConfig]) -> dict[str, Any]:
         "pairs": len(training),
     }
     if len(members) > 1:
-        result["members"] = [float((_gaps(held_out, scores_B) > 0).mean()) for scores_B in scores_KB]
+        result["members"] = [float((gaps(held_out, scores_B) > 0).mean()) for scores_B in scores_KB]
         result["disagreement"] = float(scores_KB.std(0).mean())
-    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(job, training), *_lengths(job, held_out))
+    result["length_only_accuracy"] = evals.length_only_accuracy(*lengths(job, training), *lengths(job, held_out))
     result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
     label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
     labels = job.result_of(label_stage)
@@ -112,7 +116,7 @@ def _diagnose_labels(
 def _in_row_order(pairs: list[Pair]) -> list[Pair]:
     """Pairs in the order of `_differences`: by the row of the chosen answer, then by that of the rejected one. Of two
     pairs of the same answers the last counts."""
-    groups = _answers_by_prompt(pairs)
+    groups = answers_by_prompt(pairs)
     row = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
     by_rows = {(row[p.chosen.id], row[p.rejected.id]): p for p in pairs}
     return sorted(by_rows.values(), key=lambda p: (row[p.chosen.id], row[p.rejected.id]))
@@ -137,7 +141,7 @@ def _train_member(job: Job[RewardConfig], number: int, training: list[Pair], hel
                 shown=_differences(features_BD, train_batch),
                 held=_differences(_last_states(runtime, held_out_batch), held_out_batch),
             )
-        if cfg.fit_head:
+        if cfg.fit_head and not cfg.pretrained:
             _fit_head(runtime, train_batch, features_BD, cfg.fit_head)
     size = max(1, round(cfg.batch * train_batch.groups / len(training)))
     steps = minibatches(train_batch.groups, size, cfg.epochs, seed, f"{job.name}/order")
@@ -169,14 +173,16 @@ def _train_member(job: Job[RewardConfig], number: int, training: list[Pair], hel
 
 
 def open_runtime(job: Job[RewardConfig]) -> Runtime:
-    """A runtime with the role `reward`: the SFT model with a random scalar head, trainable."""
+    """A runtime with the role `reward`, trainable: a language model with a random scalar head, or a pretrained reward
+    model with its own."""
     cfg = job.config.reward
     role = RoleSpec(
-        str(job.inputs["sft"] / "weights"),
+        initial_model(cfg, job.inputs["sft"] / "weights", job.run),
         cfg.lora if cfg.method == "lora" else None,
         job.config.seed,
         head="scalar",
-        random_head=True,
+        random_head=not cfg.pretrained,
+        pad=job.reward_chat.pad,
         learning_rate=cfg.learning_rate,
         head_learning_rate=cfg.learning_rate * cfg.head_rate,
     )
@@ -212,9 +218,9 @@ def _fit_head(runtime: Runtime, batch: Batch, features_BD: np.ndarray, ridge: fl
 
 def _batch(job: Job[RewardConfig], pairs: list[Pair]) -> Batch:
     """Every answer once, grouped by prompt, with the strength by which it beat each answer of its prompt [B,K]."""
-    groups = _answers_by_prompt(pairs)
+    groups = answers_by_prompt(pairs)
     prompts = {p.prompt.id: p.prompt for p in pairs}
-    rows = [completion_row(job, prompts[name], c) for name, group in groups.items() for c in group.values()]
+    rows = [reward_row(job, prompts[name], c) for name, group in groups.items() for c in group.values()]
     sizes = tuple(len(group) for group in groups.values())
     place_of = {c: k for group in groups.values() for k, c in enumerate(group)}
     number = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
@@ -228,20 +234,12 @@ def _batch(job: Job[RewardConfig], pairs: list[Pair]) -> Batch:
     return Batch(rows, named, sizes, frozenset({"beats", "sure"}))
 
 
-def _answers_by_prompt(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
-    """The answers of each prompt, in the order of the rows."""
-    groups: dict[str, dict[str, Completion]] = {}
-    for p in pairs:
-        groups.setdefault(p.prompt.id, {}).update({p.chosen.id: p.chosen, p.rejected.id: p.rejected})
-    return groups
-
-
 def _normalise(
     job: Job[RewardConfig], runtime: Runtime, pairs: list[Pair], batch: Batch
 ) -> tuple[float, float, dict[str, Tensor]]:
     """Change the head so that scores of SFT answers have mean 0 and deviation 1; also return the tensors that
     initialise a critic: features at some tokens, and the score, end and row of their answer."""
-    answers = [c for group in _answers_by_prompt(pairs).values() for c in group.values()]
+    answers = [c for group in answers_by_prompt(pairs).values() for c in group.values()]
     sft_answers = [i for i, c in enumerate(answers) if c.source == "sft"] or list(range(len(answers)))
     rows = sft_answers[:MAX_ANSWERS]
     out = runtime.score("reward", replace(batch, sizes=()).take(rows), ("score", "features"))
@@ -260,50 +258,15 @@ def _normalise(
     return mean, std, {"features": features_NF, "score": score_N, "ended": ended_B[row_N], "row": row_N}
 
 
-def _gaps(held_out: list[Pair], scores_B: np.ndarray) -> np.ndarray:
-    """Score of the chosen minus score of the rejected answer of every pair; scores are in the order of the rows."""
-    answers = [(name, c) for name, group in _answers_by_prompt(held_out).items() for c in group]
-    score_of = dict(zip(answers, scores_B, strict=True))
-    return np.array([score_of[p.prompt.id, p.chosen.id] - score_of[p.prompt.id, p.rejected.id] for p in held_out])
-
-
-def _measure(job: Job[RewardConfig], held_out: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
-    """Accuracy on held-out pairs, by strength and domain, calibration, and correlation with length."""
-    gap = _gaps(held_out, scores_B)
-    error, curve = evals.calibration_error(gap * std)
-    correct = (gap > 0).astype(float)
-    rubric_gap = [
-        generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held_out
-    ]
-    agrees = float(np.mean(np.sign(rubric_gap) == np.sign(gap)))
-    rows = [(name, len(job.tokens(c))) for name, group in _answers_by_prompt(held_out).items() for c in group.values()]
-    return {
-        **evals.pair_accuracy(gap, [p.prompt.id for p in held_out], job.config.seed),
-        "clean_accuracy": agrees if job.config.preferences.raters == "simulated" else None,
-        "by_strength": evals.accuracy_by_group([str(round(p.label.strength)) for p in held_out], correct),
-        "by_domain": evals.accuracy_by_group([p.prompt.domain for p in held_out], correct),
-        "calibration_error": error,
-        "calibration": curve,
-        "length_correlation": evals.within_prompt_correlation(
-            [name for name, _ in rows], scores_B, np.array([length for _, length in rows])
-        ),
-    }
-
-
-def _lengths(job: Job[RewardConfig], pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([len(job.tokens(p.chosen)) for p in pairs], float), np.array(
-        [len(job.tokens(p.rejected)) for p in pairs], float
-    )
-
-
 def _save(job: Job[RewardConfig], runtime: Runtime, value_features: dict[str, Tensor], number: int) -> None:
-    """Publish a folder with adapter or whole model, head, and for the first member the critic's initial tensors."""
+    """Publish a folder with adapter or whole model, head, and for the first member the critic's initial tensors, which
+    are features of the policy's own tokens."""
 
     def write(folder: Path) -> None:
         if job.config.reward.method == "full":
-            runtime.export("reward", folder, job.chat)
+            runtime.export("reward", folder, job.reward_chat)
         runtime.save("reward", folder / WEIGHTS)
-        if number == 1:
+        if number == 1 and not job.config.reward.source:
             tensors = {name: tensor.contiguous() for name, tensor in value_features.items()}
             save_file(tensors, folder / VALUE_FEATURES)
 

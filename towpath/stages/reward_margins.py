@@ -6,9 +6,9 @@ from towpath.data.batch import Batch
 from towpath.data.file_cache import cache_file, read_cache, write_cache
 from towpath.recipe.stage_configs import LabelConfig
 from towpath.records import Comparison
-from towpath.rollout.reward_models import RewardModels, reward_roles
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import completion_row
+from towpath.stages.reward_scorer import answer_of, open_reward_model
 from towpath.store import manifest
 
 
@@ -27,11 +27,11 @@ def reward_margins(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> 
     if missing:
         completions = job.store.completions()
         prompts = job.store.prompts()
-        roles = reward_roles(job.config.reward, job.inputs["sft"] / "weights", reward)
-        runtime = job.launch(training=False)
-        runtime.open(roles)
-        rows = [completion_row(job, prompts[c.prompt_id], completions[x]) for c in missing for x in (c.a, c.b)]
-        score_B = RewardModels(runtime, tuple(roles)).score(Batch(rows), job.config.policy.rewards).score_B
+        models = open_reward_model(job, job.launch(training=False), reward)
+        answers = [(prompts[c.prompt_id], completions[x]) for c in missing for x in (c.a, c.b)]
+        rows = [completion_row(job, prompt, completion) for prompt, completion in answers]
+        texts = [answer_of(prompt, completion) for prompt, completion in answers]
+        score_B = models.score(Batch(rows), texts, job.config.policy.rewards).score_B
         # scores are normalised: times their standard deviation the difference [C] is in log odds
         margin_C = (score_B[0::2] - score_B[1::2]) * manifest.read(reward)["result"]["std"]
         margins |= dict(zip([c.id for c in missing], margin_C.tolist(), strict=True))
