@@ -122,7 +122,7 @@ def check_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list
         evidence = "the tokenizer begins texts with BOS, the template does not"
         findings.append(_template(evidence, "the model expects one BOS", "write bos_token in the template"))
     findings += _check_special_tokens(chat) + _check_rendering(chat, corpus) + _check_saving(chat)
-    rows = [row.id for row in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(row.prompt)]
+    rows = [row.id for row in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(row.text)]
     if rows:
         evidence = (
             f"{len(rows)} rows hold special tokens such as {tokenizer.eos_token} in their text: {first_names(rows)}"
@@ -163,8 +163,8 @@ def _check_special_tokens(chat: Chat) -> list[Finding]:
 
 def _check_rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
     """Whether prompts of the data are the template's own tokens, and how it writes answers."""
-    rows = _sample([p for p in (*corpus.prompts, *corpus.safety) if not chat.holds_control(p.prompt)])
-    different = [p.id for p in rows if chat.prompt(p.prompt) != chat.template_tokens(p.prompt)]
+    rows = _sample([p for p in (*corpus.prompts, *corpus.safety) if not chat.holds_control(p.text)])
+    different = [p.id for p in rows if chat.prompt(p.messages) != chat.template_tokens(p.messages)]
     if different:
         evidence = (
             f"{len(different)} of {len(rows)} prompts are other tokens here than by apply_chat_template: "
@@ -225,12 +225,12 @@ def _check_answer_format(chat: Chat) -> list[Finding]:
 
 def _check_boundary(chat: Chat, corpus: Corpus) -> list[Finding]:
     """Whether tokens of whole conversations cross the boundary between prompt and answer."""
-    rows = _sample([d for d in corpus.demonstrations if not chat.holds_control(d.prompt + d.response)])
+    rows = _sample([d for d in corpus.demonstrations if not chat.holds_control(d.text + d.response)])
     different = []
     for row in rows:
-        tokens = [*chat.prompt(row.prompt), *chat.answer(row.response)]
+        tokens = [*chat.prompt(row.messages), *chat.answer(row.response)]
         tokens = tokens if chat.ends_turns else tokens[:-1]
-        if tokens != chat.template_tokens(row.prompt, row.response)[: len(tokens)]:
+        if tokens != chat.template_tokens(row.messages, row.response)[: len(tokens)]:
             different.append(row.id)
     if not different:
         return []

@@ -46,6 +46,7 @@ LoRA."""
 DATA_CODES = (
     "prompts",
     "prompt-length",
+    "prompt-template",
     "row-length",
     "duplicates",
     "leak",
