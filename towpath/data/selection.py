@@ -126,7 +126,7 @@ class _Copies:
     def duplicates(self, left_out: Reasons) -> Reasons:
         """Records whose question another record of the same side, kept before it, has."""
         reasons: Reasons = {}
-        kept: dict[tuple[int, int, str], int] = {}
+        keepers: dict[tuple[int, int, str], int] = {}
         for question, members in sorted(self.groups.items()):
             similar = self.neighbours.get(question, ()) if self.near else ()
             for position in members:
@@ -135,10 +135,10 @@ class _Copies:
                     continue
                 side = int(self.same.side_R[position])
                 answer = self._answer(position)
-                first = kept.get((question, side, answer))
-                near = next((kept[slot] for other in similar if (slot := (other, side, answer)) in kept), None)
+                first = keepers.get((question, side, answer))
+                near = next((keepers[slot] for other in similar if (slot := (other, side, answer)) in keepers), None)
                 if first is None and near is None:
-                    kept[question, side, answer] = position
+                    keepers[question, side, answer] = position
                     continue
                 copy = first if first is not None else near
                 assert copy is not None
