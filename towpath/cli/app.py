@@ -73,9 +73,10 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     from dataclasses import asdict
 
     from towpath import recipe
-    from towpath.progress import progress
+    from towpath.progress import progress, quiet_libraries
     from towpath.run import loading, pipeline, preflight
 
+    quiet_libraries()
     settings = recipe.load(run, set_)
     with progress("check"):
         findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)

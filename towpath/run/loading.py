@@ -3,11 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from towpath.data import corpus_reader, data_summary, signature_cache
+from towpath.data import corpus_reader, count_cache, data_summary, signature_cache
 from towpath.data.bundled import is_bundled
 from towpath.data.corpus import Corpus
 from towpath.data.data_summary import DataSummary
-from towpath.data.file_cache import cache_file
 from towpath.data.refused_rows import skipped_findings
 from towpath.data.selection import select
 from towpath.data.token_lengths import TokenLengths, cut_to_budget, drop_too_long, find_too_long, limits_of, model_key
@@ -26,7 +25,7 @@ def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
         model_folder = base.find(recipe.model.source, folder)
         chat = Chat(base.load_tokenizer(model_folder), recipe.model.template)
         context = model_size(Path(model_folder)).context
-        lengths = TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context)
+        lengths = TokenLengths(chat, count_cache.path_of(folder, "token_lengths"), model_key(recipe), context)
         corpus = _fit(recipe, corpus, lengths)
     data_summary.save_summary(folder, recipe, name, _summary(corpus))
     return corpus
@@ -39,7 +38,7 @@ def summarise(recipe: Recipe, folder: Path) -> DataSummary:
         return recorded
     if recipe.data.unusable == "stop":
         return _summary(load_corpus(recipe, folder))
-    lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
+    lengths = TokenLengths(None, count_cache.path_of(folder, "token_lengths"), model_key(recipe))
     return _summary(_fit(recipe, _read(recipe, folder), lengths))
 
 
