@@ -473,11 +473,11 @@ def test_prompts_and_demonstrations_of_message_trees(tmp_path: Path) -> None:
     path = str(SHARED / "oasst1_en_validation_open.jsonl")
     lines = (SHARED / "oasst1_en_validation_open.jsonl").read_text(encoding="utf-8").splitlines()
     messages = [json.loads(line) for line in lines]
-    asked = [m for m in messages if m["role"] == "prompter"]
+    user_turns = [m for m in messages if m["role"] == "prompter"]
     result = read(tmp_path, prompts=path, demonstrations=path, heldout=0.0, unusable="skip")
     orphans = [row for row in result.refused if "is not in the file" in row.reason]
     assert len(orphans) == len(result.refused) == 1 and orphans[0].part == "demonstrations"
-    assert {p.id for p in result.prompts} == {m["message_id"] for m in asked}
+    assert {p.id for p in result.prompts} == {m["message_id"] for m in user_turns}
     by_id = {m["message_id"]: m for m in messages}
     for p in result.prompts:
         assert p.prompt == by_id[p.id]["text"]

@@ -25,8 +25,8 @@ def split_reasoning(text: str) -> tuple[str, str]:
         if body.startswith(opening):
             reasoning, _, answer = body[len(opening) :].partition(closing)
             return reasoning.strip(), answer.strip()
-        before, found, answer = body.partition(closing)
-        if found and opening not in before:
+        before, closed, answer = body.partition(closing)
+        if closed and opening not in before:
             return before.strip(), answer.strip()
     return "", text
 

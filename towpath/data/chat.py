@@ -153,10 +153,10 @@ class Chat:
         """The template's text before, between and after the turns of a conversation; ModelError if it does not write
         every turn once, in order."""
         if roles not in self._frames:
-            marks = [f"\u241eturn{number}\u241e" for number in range(len(roles))]
-            text = self.render([Message(role, mark) for role, mark in zip(roles, marks, strict=True)])
-            frame = re.split("|".join(marks), text)
-            if re.findall("\u241eturn\\d+\u241e", text) != marks:
+            placeholders = [f"\u241eturn{number}\u241e" for number in range(len(roles))]
+            text = self.render([Message(role, text) for role, text in zip(roles, placeholders, strict=True)])
+            frame = re.split("|".join(placeholders), text)
+            if re.findall("\u241eturn\\d+\u241e", text) != placeholders:
                 raise TemplateFailed(
                     f"the chat template does not render the turns {', '.join(roles)}",
                     "a template renders every turn once and in order",

@@ -86,6 +86,7 @@ def check(
     ]
     if chat:
         findings += model_checks.check_template(chat, corpus, size)
+        findings += model_checks.check_turns(chat, corpus, recipe.sft)
     else:
         evidence = "no tokenizer: template and lengths were not checked"
         findings.append(Finding("template", "info", evidence, "", "name a model that loads"))

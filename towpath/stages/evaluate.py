@@ -94,7 +94,7 @@ def _kl_and_perplexity(
     runtime = job.launch(training=False)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, completions, strict=True)])
     _, held_out = split_demonstrations(job.corpus.demonstrations, cfg.seed, cfg.sft.validation)
-    demonstrations = demonstration_batch(job.chat, held_out, cfg.sft)
+    demonstrations = demonstration_batch(job.chat, held_out, cfg.sft).batch
     logp_sums = []
     perplexities = {}
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from towpath.algos import sft as algo
+from towpath.data.demonstration_rows import turn_findings
 from towpath.errors import DataError
 from towpath.recipe.stage_configs import SftConfig
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
@@ -19,8 +20,10 @@ def run(job: Job[SftConfig]) -> dict[str, Any]:
     seed = job.config.seed
     _require_two(len({d.id for d in job.corpus.demonstrations}))
     demonstrations, validation = split_demonstrations(job.corpus.demonstrations, seed, cfg.validation)
-    training = demonstration_batch(job.chat, demonstrations, cfg, cfg.domains)
-    held_out = demonstration_batch(job.chat, validation, cfg)
+    rows = demonstration_batch(job.chat, demonstrations, cfg, cfg.domains)
+    job.findings += turn_findings(rows.last_only, len(demonstrations))
+    training = rows.batch
+    held_out = demonstration_batch(job.chat, validation, cfg).batch
 
     runtime = open_runtime(job)
     steps = minibatches(len(training), cfg.batch, cfg.epochs, seed, "sft/order")
