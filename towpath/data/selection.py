@@ -57,10 +57,7 @@ def _failing(corpus: Corpus, filters: Filters) -> Reasons:
 
 def _leave_out(corpus: Corpus, reasons: Reasons, links: Mapping[str, str] | None = None) -> Corpus:
     """The corpus without these records; demonstrations of prompts in `links` belong to the prompt that is kept."""
-    rows = [
-        refused_row(part, corpus.locations.get((part, name), f"{name}:0"), reason)
-        for (part, name), reason in reasons.items()
-    ]
+    rows = [refused_row(part, corpus.locations.get(part, name), reason) for (part, name), reason in reasons.items()]
     demonstrations = (d for d in corpus.demonstrations if ("demonstrations", d.id) not in reasons)
     return replace(
         corpus,
@@ -159,7 +156,7 @@ class _Copies:
         return PARTS[int(self.same.side_R[position])], self.same.records[position].id
 
     def _location(self, position: int) -> str:
-        return self.corpus.locations.get(self._key(position), self.same.records[position].id)
+        return self.corpus.locations.get(*self._key(position))
 
 
 GROUPS: dict[str, Callable[[Prompt], str]] = {

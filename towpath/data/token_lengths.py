@@ -208,7 +208,7 @@ def refused_rows(corpus: Corpus, long: Sequence[TooLong]) -> list[RefusedRow]:
 
 
 def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
-    return refused_row(part, corpus.locations.get((part, name), f"{name}:0"), reason)
+    return refused_row(part, corpus.locations.get(part, name), reason)
 
 
 def _prompt(part: Part, name: str, tokens: int, limits: LengthLimits) -> list[TooLong]:
