@@ -202,12 +202,12 @@ class _Reader:
 
     def assign_ids(self, part: Part, records: list[tuple[int, R]], locations: dict[str, int]) -> list[R]:
         """Give every record a unique id: its own, or one derived from its content."""
-        place = self.locations.text
+        position = self.locations.text
         accepted = []
         for location, record in records:
             if record.id and record.id in locations:
-                reason = f"id {record.id!r} is used already at {place(locations[record.id])}"
-                self.refused.append(refused_row(part, place(location), reason))
+                reason = f"id {record.id!r} is used already at {position(locations[record.id])}"
+                self.refused.append(refused_row(part, position(location), reason))
                 continue
             if record.id:
                 locations[record.id] = location
@@ -255,7 +255,7 @@ class _Reader:
                 self.locations.add("prompts", prompt.id, code or 0)
                 added.append(prompt)
                 owners = [prompt]
-            if any(p.split == "heldout" for p in (*owners, *by_text.get(text, ()))):
+            if any(p.split == "heldout" for p in (*owners, *by_text[text])):
                 dropped.append(demonstration.id)
                 continue
             linked.append(

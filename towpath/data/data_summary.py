@@ -68,7 +68,6 @@ def _settings(recipe: Recipe) -> list[Any]:
         model_key(recipe),
         asdict(limits_of(recipe, None)),
     ]
-    return settings
 
 
 def save_summary(run: Path, recipe: Recipe, name: str, summary: DataSummary) -> None:

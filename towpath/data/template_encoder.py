@@ -74,8 +74,8 @@ class TemplateEncoder:
 
     def _batch_ids(self, texts: Sequence[Sequence[Part]]) -> Iterator[list[int]]:
         """The ids of each text before aliases are translated, as `_encode` finds them."""
-        joined = [self._join(parts) for parts in texts]
-        groups = [joined[begin : begin + GROUP] for begin in range(0, len(joined), GROUP)]
+        contents = [self._join(parts) for parts in texts]
+        groups = [contents[begin : begin + GROUP] for begin in range(0, len(contents), GROUP)]
         forbidden = set(self.controls.values()) - self._harmless
 
         def encode(group: list[str]) -> list[Any]:
