@@ -136,13 +136,14 @@ def _reward_result(draws: random.Random) -> dict[str, Any]:
 
 
 def _evaluation(draws: random.Random) -> dict[str, Any]:
-    figures = ("distinct_1", "distinct_2", "distinct_3", "repetition", "finish_rate", "mean_words", "rubric")
+    figures = ("distinct_1", "distinct_2", "distinct_3", "repetition", "finish_rate", "mean_words", "judge_score")
     text = {
         "base": (0.11, 0.42, 0.61, 0.19, 0.31, 51.4, 0.41),
         "sft": (0.15, 0.52, 0.74, 0.05, 0.92, 34.2, 0.63),
         "policy": (0.14, 0.5, 0.73, 0.04, 0.98, 37.9, 0.79),
     }
     return {
+        "judge": "the written rubric",
         "win": _win(0.8106, 0.777),
         "kl_per_prompt": 0.912,
         "kl_interval": [0.81, 1.02],
@@ -169,7 +170,7 @@ def _evaluation(draws: random.Random) -> dict[str, Any]:
 
 RESULTS = {
     "sft": lambda _: {"validation_loss": 1.71, "steps": 120, "best_step": 90, "epochs": 2.25},
-    "baseline": lambda _: {"win": _win(0.8068, 0.8)},
+    "baseline": lambda _: {"judge": "the written rubric", "win": _win(0.8068, 0.8)},
     "sample": lambda _: {"completions": 1420, "dropped_identical": 13, "finish_rate": 0.91, "mean_tokens": 41.0},
     "label": lambda _: {
         "comparisons": 768,

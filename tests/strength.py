@@ -347,16 +347,16 @@ BREAKAGES = [
     ),
     Breakage(
         "rubric judges all data",
-        "towpath/evals/evaluator.py",
-        'return "rubric" if is_bundled(corpus) else None',
-        'return "rubric"',
+        "towpath/judges/selection.py",
+        "return specs if is_bundled(corpus) else",
+        "return specs if specs else",
         "tests/test_own_data.py",
     ),
     Breakage(
         "gate passes below its threshold",
-        "towpath/run/gates.py",
-        '"PASS" if value > gate.threshold else "FAIL"',
-        '"PASS" if value >= gate.threshold - 0.5 else "FAIL"',
+        "towpath/evals/gate_rule.py",
+        '"PASS" if value > threshold else "FAIL"',
+        '"PASS" if value >= threshold - 0.5 else "FAIL"',
         "tests/test_gates.py",
     ),
     Breakage(

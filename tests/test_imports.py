@@ -19,6 +19,7 @@ ORDER = [
     {"algos", "rewards", "feedback", "evals", "health"},
     {"runtime"},
     {"rollout"},
+    {"judges"},
     {"stages"},
     {"run"},
     {"arena"},
@@ -31,7 +32,7 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "terminal", "records", "metrics", "progress", "interrupt", "network", "hashing", "recipe", "store",
-    "data", "feedback", "evals", "health", "arena", "run", "view", "web", "cli",
+    "data", "feedback", "evals", "health", "judges", "arena", "run", "view", "web", "cli",
 }  # fmt: skip
 NEEDS_TORCH = {"towpath.run.training", "towpath.view.callback"}
 """Modules of torch-free packages that are loaded only for training in the same process."""

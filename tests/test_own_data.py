@@ -9,7 +9,8 @@ import pytest
 from towpath import recipe
 from towpath.data import bundled, corpus_reader
 from towpath.data.corpus import Corpus
-from towpath.evals.evaluator import find_evaluator
+from towpath.judges.selection import select_judges
+from towpath.recipe import Evaluate
 from towpath.records import Demonstration, Prompt
 from towpath.run import export, pipeline, preflight, status
 from towpath.view.report import report
@@ -166,9 +167,7 @@ def test_rubric_judges_bundled_data_only() -> None:
         (Prompt("a", first), Prompt("b", f" {first.upper()} ")),
         (Demonstration("d", excerpt["prompt"], excerpt["response"]),),
     )
-    assert find_evaluator(ours) == "rubric"
-    assert (
-        find_evaluator(Corpus((*ours.prompts, Prompt("c", "How do I sort a list in place?")), ours.demonstrations))
-        is None
-    )
-    assert find_evaluator(Corpus(ours.prompts, (Demonstration("d", excerpt["prompt"], "Another answer."),))) is None
+    longer = Corpus((*ours.prompts, Prompt("c", "How do I sort a list in place?")), ours.demonstrations)
+    other = Corpus(ours.prompts, (Demonstration("d", excerpt["prompt"], "Another answer."),))
+    judges = [select_judges(Evaluate(judges=["rubric"]), "people", corpus) for corpus in (ours, longer, other)]
+    assert judges == [("rubric",), (), ()]

@@ -9,12 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from towpath.data.corpus import Corpus
+from towpath.evals import gate_rule
 from towpath.feedback import simulated_rater
 from towpath.recipe import Recipe
 from towpath.recipe.reader import Section, keys, merge
 from towpath.recipe.stage_configs import STAGE_CONFIGS
 from towpath.records import Prompt
-from towpath.run import fingerprint, gates
+from towpath.run import fingerprint
 
 BUNDLED = Corpus(
     (
@@ -34,8 +35,8 @@ def fingerprints(tmp_path: Path, raters: str, corpus: Corpus) -> dict[str, str]:
     ("raters", "corpus", "again"),
     [
         ("simulated", BUNDLED, {"baseline", "label", "reward", "policy", "evaluate"}),
-        ("people", BUNDLED, {"baseline", "evaluate"}),
-        ("people", OWN, set()),  # the rubric is not used on own data
+        ("people", BUNDLED, set()),  # people judge
+        ("simulated", OWN, {"label", "reward", "policy", "evaluate"}),  # the rubric does not judge own data
     ],
 )
 def test_changed_rubric_changes_fingerprints_of_stages_that_use_it(tmp_path, monkeypatch, raters, corpus, again):
@@ -74,7 +75,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dpo": {"policy": {"algo": "dpo"}},
     "vllm": {"engine": {"type": "vllm"}, "health": {"act": "auto"}, "preferences": {"raters": "judge"}},
 }
-OTHER_VALUES = {"policy.algo": ["grpo"], "engine.type": ["vllm", "local"]}
+OTHER_VALUES = {"policy.algo": ["grpo"], "engine.type": ["vllm", "local"], "evaluate.judges": [["people"]]}
 """Keys that do not take any text."""
 
 
@@ -150,8 +151,9 @@ def test_a_stage_has_no_other_sections() -> None:
 
 def test_note_of_a_failed_gate() -> None:
     """No note far from the threshold; at the threshold a note that the value must exceed it."""
-    notes = [
-        gates._note("FAIL", value, interval, 0.7, 24) for value, interval in ((0.5, (0.3, 0.69)), (0.7, (0.6, 0.8)))
-    ]
+    cases = ((0.5, (0.3, 0.69)), (0.7, (0.6, 0.8)))
+    notes = [gate_rule.interval_note("FAIL", value, interval, 0.7, 24) for value, interval in cases]
     assert notes == ["", "the value must exceed the threshold"]
-    assert gates._note("FAIL", 0.65, (0.5, 0.8), 0.7, 24).startswith("the interval contains the threshold: about ")
+    assert gate_rule.interval_note("FAIL", 0.65, (0.5, 0.8), 0.7, 24).startswith(
+        "the interval contains the threshold: about "
+    )

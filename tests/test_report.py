@@ -22,7 +22,7 @@ from towpath.view.report.frontier import best_of_n
 from towpath.view.report.report import summarise, terminal, write
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
-GATE = {"verdict", "value", "interval", "threshold", "n", "note"}
+GATE = {"verdict", "value", "interval", "threshold", "n", "note", "judge"}
 
 
 class Page(HTMLParser):
@@ -80,6 +80,7 @@ def test_summary_keys_and_values(tmp_path: Path) -> None:
         "threshold": 0.85,
         "n": 192,
         "note": "",
+        "judge": "",
     }
     assert summary["stages"]["evaluate"]["safety"]["verdict"] == "UNDECIDED"
     assert set(summary) == {

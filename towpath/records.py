@@ -175,6 +175,8 @@ class Verdict:
     n: int
     action: Literal["stop", "warn", "off"] = "stop"
     note: str = ""
+    judge: str = ""
+    """Who judged: an evaluation judge, or where the labels come from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ class Switch:
 class LoraLinear(nn.Module):
     """A frozen linear layer and its adapters: y = Wx + scale B A x."""
 
-    def __init__(self, base: nn.Module, switch: Switch) -> None:
+    def __init__(self, base: Any, switch: Switch) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base
         self.switch = switch
         self.a = nn.ParameterDict()
         self.b = nn.ParameterDict()

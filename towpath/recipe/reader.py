@@ -105,7 +105,8 @@ def deep_merge(defaults: dict[str, Any], tables: dict[str, Any]) -> dict[str, An
 def _problem(model: type[BaseModel], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{key} = {item['input']!r}: {item['msg'].lower()}"
+        message = item["msg"].removeprefix("Value error, ")
+        return f"{key} = {item['input']!r}: {message[:1].lower()}{message[1:]}"
     near = aliases.suggestion(re.sub(r"\.\d+\.", "[].", key), [*keys(model), *_item_keys(model)])
     return f"unknown key {key}" + (f", {near}" if near else "")
 

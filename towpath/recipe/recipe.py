@@ -5,6 +5,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from towpath.errors import RecipeError
 from towpath.recipe import aliases
 from towpath.recipe.data import Data
@@ -50,10 +52,25 @@ class Recipe(Section):
     health: Health = value(Health(), "health monitor")
     track: Track = value(Track(), "experiment trackers")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit_judge(cls, tables: Any) -> Any:
+        """`[evaluate.judge]` has the values of `[judge]` that it does not set itself."""
+        judge = tables.get("judge") if isinstance(tables, Mapping) else None
+        evaluate = tables.get("evaluate", {}) if isinstance(tables, Mapping) else None
+        if not isinstance(judge, Mapping) or not isinstance(evaluate, Mapping):
+            return tables
+        own = evaluate.get("judge", {})
+        if not isinstance(own, Mapping):
+            return tables
+        inherited = {key: item for key, item in judge.items() if key in Judge.model_fields}
+        return {**tables, "evaluate": {**evaluate, "judge": {**inherited, **own}}}
+
     @classmethod
     def defaults(cls, tables: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults, some of which depend on the algorithm."""
+        """Defaults, some of which depend on the algorithm; those of `[evaluate.judge]` are the values of `[judge]`."""
         defaults = super().defaults(tables)
+        del defaults["evaluate"]["judge"]
         policy = tables.get("policy")
         algo = policy.get("algo") if isinstance(policy, Mapping) else None
         return defaults | {"policy": defaults["policy"] | ALGORITHM_DEFAULTS.get(str(algo), {})}

@@ -70,6 +70,9 @@ class BaselineConfig(SamplingConfig):
     """Configuration of the `baseline` stage."""
 
     evaluate: Evaluate
+    preferences: Preferences
+    judge: Judge
+    gates: Gates
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,6 @@ class EvaluateConfig(BaselineConfig, PairsConfig):
 
     sft: Sft
     policy: Policy
-    judge: Judge
-    gates: Gates
 
 
 STAGE_CONFIGS: Mapping[str, type[StageConfig]] = {

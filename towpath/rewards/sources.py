@@ -41,6 +41,7 @@ RULE = (
     "a reward function takes lists of prompts and completions and returns a list of finite numbers, one per completion"
 )
 FUNCTION_RULE = "python:MODULE:FUNCTION takes prompts and completions and returns one number per completion"
+ADDRESS_RULE = "link-local addresses and cloud metadata addresses are never called for rewards"
 LARGEST = float(np.finfo(np.float32).max)
 _registry: dict[str, Callable[..., Any]] = {}
 
@@ -98,8 +99,9 @@ def load_source(source: str, key: str = "sources", columns: Collection[str] = ()
         try:
             network.require_allowed_literal(source)
         except network.ForbiddenAddress as error:
-            rule = "link-local addresses and cloud metadata addresses are never called for rewards"
-            raise RecipeError(f"policy.rewards.{key}: {source!r}: {error}", rule, "correct the address") from None
+            raise RecipeError(
+                f"policy.rewards.{key}: {source!r}: {error}", ADDRESS_RULE, "correct the address"
+            ) from None
         return lambda prompts, answers, _columns=NO_COLUMNS: score_over_http(source, prompts, answers)
     own = "model, " if key == "sources" else ""
     rule = f"{own}model:SOURCE, rule:NAME, python:MODULE:FUNCTION or an http(s) address"
@@ -177,11 +179,12 @@ def score_over_http(address: str, prompts: Sequence[str], answers: Sequence[str]
     for begin in range(0, len(answers), BATCH):
         part = slice(begin, begin + BATCH)
         batch = {"prompts": list(prompts[part]), "answers": list(answers[part])}
-        scores += validate_scores(address, _post(address, batch), len(batch["answers"]))
+        scores += validate_scores(address, post_batch(address, batch, "scores"), len(batch["answers"]))
     return scores
 
 
-def _post(address: str, batch: dict[str, list[str]]) -> list[float]:
+def post_batch(address: str, batch: Mapping[str, list[str]], field: str) -> list[Any]:
+    """POST a batch of texts and read the list `field` of the reply; RewardError after the last attempt."""
     problem = ""
     wait = 0.0
     for attempt in range(ATTEMPTS):
@@ -190,7 +193,7 @@ def _post(address: str, batch: dict[str, list[str]]) -> list[float]:
         try:
             reply = _client(os.getpid()).post(address, json.dumps(batch).encode())
             if reply.status == 200:
-                return list(json.loads(reply.body)["scores"])
+                return list(json.loads(reply.body)[field])
         except network.ForbiddenAddress as error:
             problem = str(error)
             break
@@ -202,7 +205,8 @@ def _post(address: str, batch: dict[str, list[str]]) -> list[float]:
         if not network.is_transient(reply.status) or wait > network.MAX_RETRY_AFTER:
             break
     fix = "start the server or correct the address, then start again; the run resumes from the last checkpoint"
-    raise RewardError(f"{address}: {problem}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)
+    names = ", ".join(f'"{name}"' for name in batch)
+    raise RewardError(f"{address}: {problem}", f'it must answer {{{names}}} with {{"{field}"}}', fix)
 
 
 def _describe_failure(reply: network.HttpResponse) -> str:

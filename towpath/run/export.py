@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import RecipeError, TowpathError
-from towpath.evals.evaluator import NO_JUDGE
+from towpath.evals.gate_rule import judge_of, undecided_reason
 from towpath.models import files
 from towpath.recipe import Recipe
 from towpath.run import loading
@@ -106,12 +106,10 @@ def _model_card(
     """A model card: base model, training, evaluation, and the fingerprints of all stages."""
     result = evaluation.result() if evaluation else None
     lines = [f"# {recipe.name}: policy", ""]
-    if result and result["win"] is None:
-        lines += [
-            f"**{NO_JUDGE.capitalize()}**: whether this model is better than the one it was trained from was not "
-            "measured.",
-            "",
-        ]
+    reason = undecided_reason(judge_of(result), recipe.evaluate.max_unjudged) if result else ""
+    if reason:
+        value = "whether this model is better than the one it was trained from was not measured"
+        lines += [f"**{reason[:1].upper()}{reason[1:]}**: {value}.", ""]
     method = f"{recipe.policy.algo}, {recipe.policy.method}"
     lines += [f"Base model: `{recipe.model.source}`. Trained with Towpath ({method}).", ""]
     if result:
@@ -131,6 +129,6 @@ def _win_lines(win: dict[str, Any] | None) -> list[str]:
     low, high = win["interval"]
     return [
         f"- wins over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (interval {low:.1%} to "
-        f"{high:.1%}), judged by the written rubric of the bundled recipes, not by people",
+        f"{high:.1%}), judged by {win['judge']}",
         f"- at equal length: {win['length_controlled']['rate']:.1%}",
     ]

@@ -14,10 +14,10 @@ from towpath.data import corpus_reader, data_summary
 from towpath.data.corpus import Corpus, digest
 from towpath.data.data_summary import DataSummary
 from towpath.data.file_cache import cache_file, read_cache, write_cache
-from towpath.evals.evaluator import find_evaluator
 from towpath.feedback import simulated_rater
+from towpath.judges.selection import select_judges
 from towpath.models import content
-from towpath.recipe import EngineConfig, Policy, Recipe
+from towpath.recipe import EngineConfig, Judge, Policy, Recipe
 from towpath.recipe.stage_configs import (
     BaselineConfig,
     EvaluateConfig,
@@ -34,10 +34,12 @@ from towpath.store import manifest
 from towpath.store.judgement_reads import ChoicesDigest, choices_digest
 from towpath.store.store import Store
 
-FORMAT = 5
+FORMAT = 6
 """Version of what a stage leaves; stages of another version are run again."""
 ALGORITHM_SECTIONS = ("ppo", "grpo", "rloo", "reinforce", "dpo", "ipo", "kto", "orpo")
 SAMPLE_KEYS = {"prompts", "completions", "base_share", "max_new_tokens", "decodings"}
+JUDGED_BY = {"judges", "judge", "max_unjudged", "reserved_labels"}
+"""Keys of [evaluate] that count by what they name, or in gates alone."""
 EVALUATE_ONLY = {"jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements"}
 """Keys of [evaluate] that the baseline stage does not use."""
 MAX_DIGESTS = 8
@@ -85,8 +87,6 @@ class _Planner:
         self.run = run
         self.corpus = corpus
         self.store = store
-        # Another rubric is another evaluation judge.
-        self.evaluator = {"rubric": simulated_rater.GUIDELINE if find_evaluator(corpus) else None}
         self.stages: dict[str, PlannedStage] = {}
 
     def plan(self) -> list[PlannedStage]:
@@ -157,9 +157,27 @@ class _Planner:
         return {"model": model, "sft": cfg.sft.model_dump(mode="json"), "demonstrations": demonstrations}
 
     def _baseline_settings(self, cfg: BaselineConfig) -> dict[str, Any]:
-        evaluate = cfg.evaluate.model_dump(mode="json", exclude=EVALUATE_ONLY)
+        evaluate = cfg.evaluate.model_dump(mode="json", exclude=EVALUATE_ONLY | JUDGED_BY)
         settings = {"evaluate": evaluate, "prompts": self.corpus.digests.evaluated}
-        return settings | self.evaluator | _engine_settings(cfg.engine)
+        return settings | self._judge_settings(cfg) | _engine_settings(cfg.engine)
+
+    def _judge_settings(self, cfg: BaselineConfig) -> dict[str, Any]:
+        """What the verdicts of each evaluation judge depend on."""
+        specs = select_judges(cfg.evaluate, cfg.preferences.raters, self.corpus)
+        return {"judges": {spec: self._judge_content(spec, cfg.evaluate.judge) for spec in specs}}
+
+    def _judge_content(self, spec: str, judge: Judge) -> Any:
+        if spec == "rubric":
+            return simulated_rater.GUIDELINE
+        if spec == "judge":
+            return self._ai_judge(judge)
+        return _code_hashes([spec.split(":")[1]]) if spec.startswith("python:") else ""
+
+    def _ai_judge(self, judge: Judge) -> dict[str, Any]:
+        """Keys of an AI judge, and the content of its rubric."""
+        rubric = self.run / judge.rubric
+        text = rubric.read_bytes() if judge.rubric and rubric.is_file() else b""
+        return judge.model_dump(include=JUDGE_KEYS) | {"rubric_text": hashlib.sha256(text).hexdigest()[:12]}
 
     def _sample_settings(self, cfg: SampleConfig) -> dict[str, Any]:
         drawing = cfg.preferences.model_dump(mode="json", include=SAMPLE_KEYS)
@@ -236,8 +254,12 @@ class _Planner:
         return settings
 
     def _evaluate_settings(self, cfg: EvaluateConfig) -> dict[str, Any]:
-        evaluate = cfg.evaluate.model_dump(mode="json")
-        return {"evaluate": evaluate} | self.evaluator | _engine_settings(cfg.engine)
+        evaluate = cfg.evaluate.model_dump(mode="json", exclude=JUDGED_BY)
+        settings = {"evaluate": evaluate} | self._judge_settings(cfg) | _engine_settings(cfg.engine)
+        judge = cfg.evaluate.judge
+        if cfg.evaluate.ask_judge and judge.base_url and judge.model:
+            settings["refusals"] = self._ai_judge(judge)
+        return settings
 
 
 def _stage_name(kind: str, number: int) -> str:

@@ -1,14 +1,15 @@
 """Gates: what the results of a stage must show before the next stage starts."""
 
-from typing import Any, Literal
+from typing import Any
 
-from towpath.evals.evaluator import NO_JUDGE
+from towpath.evals.gate_rule import GateOutcome, interval_note, judge_of, threshold_outcome, win_outcome
 from towpath.recipe import Gate, Gates, Recipe
 from towpath.records import Verdict
 
-Outcome = Literal["PASS", "FAIL", "UNDECIDED", "OFF"]
 GATES_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",), "evaluate": ("evaluate", "safety")}
 """The gates that are judged on the result of a stage."""
+RATERS = {"person": "people", "simulated": "a simulated rater", "rule": "rules", "judge": "an AI judge"}
+"""Who made labels, by the kind of a judgement."""
 
 
 def verdicts(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[Verdict]:
@@ -17,51 +18,55 @@ def verdicts(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[Verdict
     evaluated = []
     latest = {name.split("@")[0]: result for name, result in results.items()}
     if "baseline" in latest:
-        evaluated.append(_threshold_verdict("sft", gates.sft, gates, latest["baseline"]["win"], "rate"))
+        evaluated.append(_win_verdict("sft", gates.sft, recipe, latest["baseline"]))
     if "reward" in latest:
-        evaluated.append(_reward_verdict(gates, latest["reward"]))
+        evaluated.append(_reward_verdict(gates, latest["reward"], _labelled_by(latest.get("label", {}))))
     if "policy" in latest:
-        evaluated.append(_threshold_verdict("policy", gates.policy, gates, latest["policy"]["rose"], "rate"))
+        evaluated.append(
+            _threshold_verdict("policy", gates.policy, gates, latest["policy"]["rose"], "rate", "the reward")
+        )
     if "evaluate" in latest:
-        evaluated.append(_threshold_verdict("evaluate", gates.evaluate, gates, latest["evaluate"]["win"], "rate"))
+        evaluated.append(_win_verdict("evaluate", gates.evaluate, recipe, latest["evaluate"]))
         evaluated.append(_safety_verdict(gates.safety, latest["evaluate"]["safety"]))
     return evaluated
 
 
-def _reward_verdict(gates: Gates, result: dict[str, Any]) -> Verdict:
+def _labelled_by(label: dict[str, Any]) -> str:
+    """Who made the labels."""
+    kinds = dict.fromkeys((label.get("raters") or {}).values())
+    names = " and ".join(RATERS.get(str(kind), str(kind)) for kind in kinds)
+    return f"labels of {names}" if names else ""
+
+
+def _reward_verdict(gates: Gates, result: dict[str, Any], labels: str) -> Verdict:
     """The verdict on the reward model; a pretrained one may have no labels to be measured on."""
     if "accuracy" in result:
-        return _threshold_verdict("reward", gates.reward, gates, result, "accuracy")
-    outcome: Outcome = "OFF" if gates.reward.action == "off" else "UNDECIDED"
+        return _threshold_verdict("reward", gates.reward, gates, result, "accuracy", labels)
+    outcome: GateOutcome = "OFF" if gates.reward.action == "off" else "UNDECIDED"
     note = "no labels: the pretrained reward model was not measured; reward.use = 'always' collects labels"
     return Verdict("reward", outcome, None, None, gates.reward.threshold, 0, gates.reward.action, note)
 
 
-def _threshold_verdict(name: str, gate: Gate, gates: Gates, record: dict[str, Any] | None, key: str) -> Verdict:
-    if record is None:  # no evaluation judge fits the data
-        outcome: Outcome = "OFF" if gate.action == "off" else "UNDECIDED"
-        return Verdict(name, outcome, None, None, gate.threshold, 0, gate.action, NO_JUDGE)
-    value = record[key]
-    low, high = record["interval"]
-    n = record["n"]
+def _win_verdict(name: str, gate: Gate, recipe: Recipe, result: dict[str, Any]) -> Verdict:
+    """The verdict of the first evaluation judge of a stage."""
+    record = judge_of(result)
+    outcome, note = win_outcome(record, gate.threshold, recipe.gates.rule, recipe.evaluate.max_unjudged)
     if gate.action == "off":
         outcome = "OFF"
-    elif gates.rule == "point":
-        outcome = "PASS" if value > gate.threshold else "FAIL"
-    elif low > gate.threshold:
-        outcome = "PASS"
-    else:
-        outcome = "FAIL" if high < gate.threshold else "UNDECIDED"
-    note = _note(outcome, value, (low, high), gate.threshold, n)
-    return Verdict(name, outcome, value, (low, high), gate.threshold, n, gate.action, note)
+    judge = record["name"] if record else ""
+    win = record["win"] if record else None
+    if win is None:
+        return Verdict(name, outcome, None, None, gate.threshold, 0, gate.action, note, judge)
+    low, high = win["interval"]
+    return Verdict(name, outcome, win["rate"], (low, high), gate.threshold, win["n"], gate.action, note, judge)
 
 
-def _note(outcome: Outcome, value: float, interval: tuple[float, float], threshold: float, n: int) -> str:
-    low, high = interval
-    if low <= threshold <= high and value != threshold:
-        needed = int(n * ((high - low) / 2 / abs(value - threshold)) ** 2) + 1
-        return f"the interval contains the threshold: about {needed} judged prompts would decide it"
-    return "the value must exceed the threshold" if value == threshold and outcome == "FAIL" else ""
+def _threshold_verdict(name: str, gate: Gate, gates: Gates, record: dict[str, Any], key: str, judge: str) -> Verdict:
+    value = record[key]
+    low, high = record["interval"]
+    outcome = threshold_outcome(value, (low, high), gate.threshold, gates.rule) if gate.action != "off" else "OFF"
+    note = interval_note(outcome, value, (low, high), gate.threshold, record["n"])
+    return Verdict(name, outcome, value, (low, high), gate.threshold, record["n"], gate.action, note, judge)
 
 
 def _safety_verdict(gate: Gate, safety: dict[str, dict[str, float]]) -> Verdict:
@@ -76,8 +81,9 @@ def _safety_verdict(gate: Gate, safety: dict[str, dict[str, float]]) -> Verdict:
         (before[key] * (1 - before[key]) / after[count] + after[key] * (1 - after[key]) / after[count]) ** 0.5
         for key, count in (("refusal", "harmful_n"), ("over_refusal", "harmless_n"))
     )
-    outcome: Outcome = "PASS" if rise <= gate.threshold else "FAIL"
+    outcome: GateOutcome = "PASS" if rise <= gate.threshold else "FAIL"
     if gate.action == "off":
         outcome = "OFF"
     note = "rise over SFT; lower is better"
-    return Verdict("safety", outcome, rise, (rise - margin, rise + margin), gate.threshold, n, gate.action, note)
+    interval = (rise - margin, rise + margin)
+    return Verdict("safety", outcome, rise, interval, gate.threshold, n, gate.action, note, "refusal patterns")

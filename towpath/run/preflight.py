@@ -16,7 +16,7 @@ from towpath.data.chat import Chat
 from towpath.data.checks import first_names
 from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError, TowpathError
-from towpath.evals.evaluator import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON, find_evaluator
+from towpath.evals.no_judge import NO_JUDGE_CODE
 from towpath.feedback import judge_runner, rules
 from towpath.models.cpu import build
 from towpath.models.memory import memory_available
@@ -24,7 +24,7 @@ from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
 from towpath.rollout.engine import engine_module
-from towpath.run import model_checks, plan, trackers
+from towpath.run import judge_checks, model_checks, plan, trackers
 from towpath.run.sizes import Size, disk_needed, memory_needed
 
 ENOUGH_PROMPTS = 200
@@ -68,7 +68,7 @@ def check(
     if parameters:
         size = replace(size, parameters=parameters)
     findings = [
-        *_check_judge(recipe, corpus),
+        *judge_checks.check_judges(recipe, run, corpus),
         *corpus.findings,
         *_check_rates(recipe, force),
         *_check_batches(recipe, corpus),
@@ -112,19 +112,6 @@ def lines(findings: Sequence[Finding]) -> str:
         details = [f"  {word:<6} {text}" for word, text in (("cause:", f.cause), ("fix:", f.remedy)) if text]
         blocks.append("\n".join([f"{f.severity.upper()} {f.code}: {f.evidence}", *details]))
     return "\n".join(blocks)
-
-
-def _check_judge(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
-    """Whether an evaluation judge fits the data, and whether simulated labels mean anything here."""
-    if find_evaluator(corpus) is not None:
-        return
-    evidence = f"{NO_JUDGE}: the gates sft and evaluate will be UNDECIDED, and stop nothing"
-    yield Finding(NO_JUDGE_CODE, "warning", evidence, NO_JUDGE_REASON, NO_JUDGE_FIX)
-    if recipe.preferences.raters == "simulated":
-        evidence = "preferences.raters = 'simulated' labels this data by the bundled recipes' rubric"
-        cause = "such labels say nothing about what people prefer here"
-        fix = "set preferences.raters to people, judge, blend or recorded"
-        yield Finding("simulated-labels", "warning", evidence, cause, fix)
 
 
 def _check_rates(recipe: Recipe, force: bool) -> Iterator[Finding]:

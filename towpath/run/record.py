@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from towpath.evals.evaluator import NO_JUDGE_CODE
+from towpath.evals.gate_rule import judge_of
+from towpath.evals.no_judge import NO_JUDGE_CODE
 from towpath.progress import print_note
 from towpath.recipe import Recipe, load
 from towpath.records import Finding, Verdict
@@ -211,13 +212,13 @@ class RunRecord:
     def evaluation_judge(self) -> str | None:
         """Who judged the win rates; None if no judge fits the run's data, or nothing has been judged yet."""
         results = [result for kind in ("evaluate", "baseline") if (result := self.result(kind)).get("win")]
-        return results[0].get("judge", "rubric") if results else None
+        return results[0].get("judge") if results else None
 
     def lacks_judge(self) -> bool:
         """Whether no evaluation judge fits the run's data, by its results or by the findings of its check."""
         measured = [result for kind in ("evaluate", "baseline") if "win" in (result := self.result(kind))]
         if measured:
-            return measured[0]["win"] is None
+            return judge_of(measured[0]) is None
         return any(finding.get("code") == NO_JUDGE_CODE for finding in self.findings)
 
     def verdict(self, stage: StageRecord, verdicts: list[Verdict], gate: str = "") -> Verdict | None:

@@ -11,7 +11,7 @@ from towpath.store.jsonl import JsonlTail, is_number, objects
 TUNED = 0
 """The step of the tuned model, before any training of the policy."""
 EVALUATED = {"base": "base model", "sft": "tuned model, evaluated", "policy": "policy, evaluated"}
-REWARD_NAMES = ("reward", "score", "rubric")
+REWARD_NAMES = ("reward", "score")
 Sort = Literal["order", "rise", "fall"]
 
 
@@ -101,7 +101,7 @@ class Samples:
         prompt = self._prompt(row)
         for name, label in EVALUATED.items():
             if isinstance(row.get(name), str):
-                columns = {kind: f"{kind}_{name}" for kind in ("reward", "rubric")}
+                columns = {kind: f"{kind}_{name}" for kind in ("reward", "score")}
                 scores = {kind: row[column] for kind, column in columns.items() if is_number(row.get(column))}
                 prompt.evaluated[name] = Answer(name, label, row[name], scores)
 

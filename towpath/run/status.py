@@ -6,7 +6,8 @@ from typing import Any
 
 from towpath.data.data_summary import UNREAD, DataSummary
 from towpath.errors import TowpathError
-from towpath.evals.evaluator import NO_JUDGE_CODE, find_evaluator
+from towpath.evals.no_judge import NO_JUDGE_CODE
+from towpath.judges.selection import select_judges
 from towpath.recipe import Recipe
 from towpath.records import Verdict
 from towpath.run import gates
@@ -26,7 +27,9 @@ class RunStatus:
     waiting_for: str
     findings: list[dict[str, Any]]
     evaluation_judge: str | None
-    """Who judges the win rates of the gates `sft` and `evaluate`; None if no judge fits the data."""
+    """The entry of `evaluate.judges` that decides the gates `sft` and `evaluate`; None if no judge fits the data."""
+    evaluation_judges: list[str]
+    """All judges of win rates; the others are compared with the first."""
     data_note: str = ""
     """Whether the data changed since it was read, or was never read: then the stages are those of the last run."""
 
@@ -57,9 +60,10 @@ def read_status(recipe: Recipe, folder: Path) -> RunStatus:
             }
         )
     waiting = any(row["state"] == "waiting" for row in rows)
-    return RunStatus(
-        rows, current.waiting_for if waiting else "", list(current.findings), find_evaluator(data), data.note
-    )
+    judges = list(select_judges(recipe.evaluate, recipe.preferences.raters, data))
+    first = judges[0] if judges else None
+    waiting_for = current.waiting_for if waiting else ""
+    return RunStatus(rows, waiting_for, list(current.findings), first, judges, data.note)
 
 
 def _next_state(stage: PlannedStage, current: Current, running: bool) -> str:
@@ -107,7 +111,7 @@ def _known_stages(recipe: Recipe, folder: Path, data: DataSummary, store: Store)
 def status_lines(status: RunStatus) -> list[str]:
     """The status for a terminal: a line for each stage, what the run waits for, and findings."""
     lines = [f"note: {status.data_note}"] if status.data_note else []
-    if not status.evaluation_judge:
+    if not status.evaluation_judge and status.data_note != UNREAD:
         lines.append("No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.")
     for row in status.stages:
         verdicts = "; ".join(_gate_summary(gate) for gate in row["gates"])
@@ -122,14 +126,18 @@ def status_lines(status: RunStatus) -> list[str]:
 
 def _gate_summary(gate: dict[str, Any]) -> str:
     value = f"({gate['note']})" if gate["value"] is None else f"{gate['value']:.3f} (threshold {gate['threshold']})"
-    return f"gate {gate['gate']}: {gate['verdict']} {value}"
+    return f"gate {gate['gate']}: {gate['verdict']} {value}{_by(gate['judge'])}"
+
+
+def _by(judge: str) -> str:
+    return f", by {judge}" if judge else ""
 
 
 def verdict_line(verdict: Verdict) -> str:
     """A verdict with its value and confidence interval, or with the reason why there are none."""
     if verdict.value is None or verdict.interval is None:
-        return f"gate {verdict.gate}: {verdict.verdict}  {verdict.note}"
+        return f"gate {verdict.gate}: {verdict.verdict}  {verdict.note}{_by(verdict.judge)}"
     low, high = verdict.interval
     value = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
     line = f"gate {verdict.gate}: {verdict.verdict}  {value}  threshold {verdict.threshold}  n {verdict.n}"
-    return f"{line}  {verdict.note}".rstrip()
+    return f"{line}{_by(verdict.judge)}  {verdict.note}".rstrip()

@@ -3,10 +3,10 @@
 from functools import partial
 from typing import Any
 
-from towpath.evals.evaluator import find_evaluator
 from towpath.recipe.stage_configs import BaselineConfig
 from towpath.stages import generation
 from towpath.stages.job import Job
+from towpath.stages.win_rates import Contest, judge_answers
 
 
 def run(job: Job[BaselineConfig]) -> dict[str, Any]:
@@ -24,5 +24,5 @@ def run(job: Job[BaselineConfig]) -> dict[str, Any]:
             len(model_prompts),
             partial(generation.sample_answers, job, model, model_prompts, source, title),
         )
-    win = generation.win_rate(job, prompts, answers["sft"][: len(prompts)], answers["base"])
-    return {"judge": find_evaluator(job.corpus), "win": win}
+    contest = Contest("sft", "sft", "base", prompts, answers["sft"][: len(prompts)], answers["base"])
+    return judge_answers(job, contest).result

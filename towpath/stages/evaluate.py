@@ -8,7 +8,6 @@ from towpath.data.batch import Batch
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
 from towpath.evals import safety, text_statistics
-from towpath.evals.evaluator import find_evaluator
 from towpath.evals.winrate import best_of_n
 from towpath.feedback import rubric
 from towpath.recipe import Decoding
@@ -20,6 +19,7 @@ from towpath.stages.demonstrations import demonstration_batch, perplexity, split
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import completion_row
 from towpath.stages.reward_scorer import answer_of, open_reward_model
+from towpath.stages.win_rates import Contest, WinRates, judge_answers
 from towpath.store.publish import replace_file
 
 Answers = dict[str, list[Completion]]
@@ -35,26 +35,25 @@ def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
     completions = _load_completions(job, policy, [*prompts, *job.corpus.safety])
     answers = {source: part[:count] for source, part in completions.items()}
     safety_answers = {source: completions[source][count:] for source in ("sft", "policy")}
+    contest = Contest("evaluate", "policy", "sft", prompts, answers["policy"], answers["sft"])
+    wins = judge_answers(job, contest)
     kl, interval, perplexities = _kl_and_perplexity(job, policy, prompts, answers["policy"])
-    win = generation.win_rate(job, prompts, answers["policy"], answers["sft"])
     rewards: dict[str, list[float]] = {}
     disagreements: dict[str, int] = {}
     if any(name.startswith("reward") for name in job.inputs):
         rewards, disagreements = _rewards(job, prompts, answers)
-    rows = _rows(job, prompts, answers, rewards)
+    rows = _rows(prompts, answers, rewards, wins)
     replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     harmful = [p.harmful for p in job.corpus.safety]
     refusals = {source: [rubric.is_refusal(c.text) for c in part] for source, part in safety_answers.items()}
-    result = {
-        "judge": find_evaluator(job.corpus),
-        "win": win,
+    result = wins.result | {
         "kl_per_prompt": kl,
         "kl_interval": interval,
         "best_of_n": best_of_n(max(kl, 0.0)),
         "reward": {source: sum(scores) / count for source, scores in rewards.items()},
         "by_domain": win_rates_by_domain(rows),
         "safety": {source: safety.refusal_rates(harmful, part) for source, part in refusals.items()},
-        "text": {source: _text_statistics(job, prompts, part) for source, part in answers.items()},
+        "text": _text_statistics(answers, wins),
         "samples": _greedy_samples(job, policy, prompts),
         "perplexity": perplexities,
         "disagreements": disagreements,
@@ -125,37 +124,23 @@ def _rewards(
 
 
 def _rows(
-    job: Job[EvaluateConfig], prompts: list[Prompt], answers: Answers, rewards: dict[str, list[float]]
+    prompts: list[Prompt], answers: Answers, rewards: dict[str, list[float]], wins: WinRates
 ) -> list[dict[str, Any]]:
-    """One row for each prompt: the answers with their scores, and `choice` where the rubric fits the data."""
-    has_evaluator = find_evaluator(job.corpus) is not None
+    """One row for each prompt: the answers with their scores, and the winner by each evaluation judge."""
     rows = []
     for i, p in enumerate(prompts):
         row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}
         row |= {source: completions[i].text for source, completions in answers.items()}
         row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
-        if has_evaluator:
-            completions = {source: part[i] for source, part in answers.items()}
-            row |= _rubric_verdict(p, completions, job.config.evaluate.tie_margin)
-        rows.append(row)
+        rows.append(row | wins.columns(i))
     return rows
-
-
-def _rubric_verdict(prompt: Prompt, completions: dict[str, Completion], margin: float) -> dict[str, Any]:
-    """The rubric score of every model's answer, and which of policy and SFT wins."""
-    scores = {source: generation.rubric_score(prompt, completion) for source, completion in completions.items()}
-    gap = scores["policy"] - scores["sft"]
-    choice = "policy" if gap > 0 else "sft"
-    if abs(gap) < margin:
-        choice = "tie"
-    return {f"rubric_{source}": score for source, score in scores.items()} | {"choice": choice}
 
 
 def win_rates_by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The policy's win rate over SFT in each domain, with Wilson's interval."""
     outcomes: dict[str, list[float]] = {}
     for row in rows:
-        if "choice" in row:
+        if row.get("choice"):
             outcomes.setdefault(row["domain"], []).append(WIN[row["choice"]])
     return {
         domain: {
@@ -182,11 +167,14 @@ def domain_findings(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
     return findings
 
 
-def _text_statistics(job: Job[EvaluateConfig], prompts: list[Prompt], completions: list[Completion]) -> dict[str, Any]:
-    statistics = text_statistics.text_statistics(completions)
-    if find_evaluator(job.corpus):
-        statistics["rubric"] = sum(map(generation.rubric_score, prompts, completions)) / len(prompts)
-    return statistics
+def _text_statistics(answers: Answers, wins: WinRates) -> dict[str, Any]:
+    """Text statistics of each model's answers, with the mean score by a judge that scores."""
+    scores = wins.mean_scores()
+    return {
+        source: text_statistics.text_statistics(completions)
+        | ({"judge_score": scores[source]} if source in scores else {})
+        for source, completions in answers.items()
+    }
 
 
 def _greedy_samples(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt]) -> list[dict[str, Any]]:

@@ -1,14 +1,11 @@
-"""Sample completions of a model in a stage, and compare two models' completions."""
+"""Sample completions of a model in a stage."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from towpath.data.draws import uniforms
-from towpath.evals import winrate
-from towpath.evals.evaluator import find_evaluator
-from towpath.feedback import rubric
 from towpath.progress import print_note
 from towpath.recipe import Decoding
 from towpath.recipe.stage_configs import BaselineConfig, SamplingConfig
@@ -76,24 +73,6 @@ def sample_answers(
     decoding = Decoding(temperature=cfg.temperature)
     draws = [(p, "evaluate", decoding) for p in prompts]
     return sample(job, model, draws, source, cfg.max_new_tokens, title)
-
-
-def rubric_score(prompt: Prompt, completion: Completion) -> float:
-    """The total of the written rubric, without noise."""
-    return rubric.score_answer(prompt, completion.text, completion.finish == "stop").total
-
-
-def win_rate(
-    job: Job[BaselineConfig], prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]
-) -> dict[str, Any] | None:
-    """Win rate of our answers by the rubric; None where the rubric does not fit the run's data."""
-    if find_evaluator(job.corpus) is None:
-        return None
-    margin = job.config.evaluate.tie_margin
-    gaps = [rubric_score(p, a) - rubric_score(p, b) for p, a, b in zip(prompts, ours, theirs, strict=True)]
-    outcomes = [0.5 if abs(gap) < margin else float(gap > 0) for gap in gaps]
-    length_gaps = [len(a.token_ids) - len(b.token_ids) for a, b in zip(ours, theirs, strict=True)]
-    return winrate.win_rate_record(outcomes, length_gaps, job.config.evaluate.bootstrap, job.config.seed)
 
 
 def load_or_sample(path: Path, count: int, sample_all: Callable[[], list[Completion]]) -> list[Completion]:

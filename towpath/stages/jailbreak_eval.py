@@ -8,8 +8,9 @@ from typing import Any
 from towpath.errors import ResourceError
 from towpath.evals import safety
 from towpath.evals.jailbreaks import TRANSFORMS
-from towpath.feedback import judge_runner, judging, refusal_judge, rubric
+from towpath.feedback import judge_runner, refusal_judge, rubric
 from towpath.hashing import hash_uniform
+from towpath.judges.ai import account_name
 from towpath.progress import progress
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
@@ -102,11 +103,11 @@ def _judge_all(
 
 def judge_refusals(job: Job[EvaluateConfig], pairs: Sequence[tuple[str, str]]) -> list[bool | None] | None:
     """The judge's verdict on each (request, answer); None without a judge, or with one that does not answer."""
-    cfg = job.config.judge
+    cfg = job.config.evaluate.judge
     if not job.config.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not pairs:
         return None
     settings = judge_runner.judge_settings(cfg, job.run)
-    ledger = job.store.judge_account(judging.rater_name(settings))
+    ledger = job.store.judge_account(account_name(settings, job.config.judge.ceiling))
     try:
         with progress(f"{job.name}: {settings.model} reads answers", len(set(pairs))) as bar:
             return refusal_judge.judge_refusals(settings, pairs, job.store, bar, ledger)

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from towpath.evals import reward_accuracy as evals
+from towpath.judges.rubric import rubric_score
 from towpath.recipe.stage_configs import RewardConfig
 from towpath.records import Completion
-from towpath.stages import generation
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import Pair
 
@@ -32,9 +32,7 @@ def measure(job: Job[RewardConfig], held_out: list[Pair], scores_B: np.ndarray, 
     gap = gaps(held_out, scores_B)
     error, curve = evals.calibration_error(gap * std)
     correct = (gap > 0).astype(float)
-    rubric_gap = [
-        generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held_out
-    ]
+    rubric_gap = [rubric_score(p.prompt, p.chosen) - rubric_score(p.prompt, p.rejected) for p in held_out]
     agrees = float(np.mean(np.sign(rubric_gap) == np.sign(gap)))
     rows = [(name, len(job.tokens(c))) for name, group in answers_by_prompt(held_out).items() for c in group.values()]
     return {

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from towpath import __version__
-from towpath.evals.evaluator import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON, RUBRIC_CAVEAT
+from towpath.evals.gate_rule import judge_of, undecided_reason
+from towpath.evals.no_judge import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON, RUBRIC_CAVEAT
+from towpath.judges import rubric
 from towpath.records import Verdict
 from towpath.run.record import STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
@@ -49,6 +51,7 @@ def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name:
         "reward_result": reward,
         "calibration": tables.calibration(reward),
         "evaluation": evaluation,
+        "judges": tables.judges(run),
         "domains": tables.shares(evaluation.get("by_domain"), "rate", gate["evaluate"]),
         "text": tables.text(evaluation),
         "safety": tables.safety(evaluation),
@@ -66,6 +69,10 @@ def outcome(run: RunRecord, summary: dict[str, Any]) -> str:
     """The outcome of the run in one sentence."""
     if run.lacks_judge():
         return _without_judge(summary)
+    evaluation = run.result("evaluate")
+    reason = undecided_reason(judge_of(evaluation), run.recipe.evaluate.max_unjudged) if evaluation else ""
+    if reason:
+        return f"The gate evaluate is UNDECIDED: {reason}."
     win = summary["win_rate_policy_over_sft"]
     if not win or not is_number(win["rate"]):
         done = [tables.title(stage.name) for stage in run.stages.values() if stage.done]
@@ -76,7 +83,8 @@ def outcome(run: RunRecord, summary: dict[str, Any]) -> str:
     rest += f"; KL {number(summary['kl_per_prompt'], 2)} nats per prompt" if is_number(summary["kl_per_prompt"]) else ""
     if is_interval(win["interval"]) and win["interval"][0] <= 0.5 <= win["interval"][1]:
         return f"No clear preference: the policy wins over SFT on {share}{rest}."
-    by = " by the written rubric" if run.evaluation_judge() == "rubric" else ""
+    judge = run.evaluation_judge()
+    by = f" by {judge}" if judge else ""
     return f"The policy {'wins over' if win['rate'] > 0.5 else 'is worse than'} SFT{by}{_on(win['rate'], share)}{rest}."
 
 
@@ -114,7 +122,7 @@ def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]
     labels = simulation(run)
     if labels:
         yield "caution", labels
-    if run.evaluation_judge() == "rubric":
+    if run.evaluation_judge() == rubric.NAME:
         yield "caution", RUBRIC_CAVEAT
     for verdict in verdicts:
         if verdict.verdict in ("FAIL", "UNDECIDED"):
@@ -165,7 +173,8 @@ def simulation(run: RunRecord) -> str:
     noise = run.setting("label", "preferences", "noise")
     kinds = set((result.get("raters") or {}).values())
     who = "Labels by a simulated rater" if kinds <= {"simulated"} else "Labels partly by a simulated rater"
-    made_for = " It was made for the bundled recipes and does not fit this data." if run.lacks_judge() else ""
+    unfit = any(finding.get("code") == "simulated-labels" for finding in run.findings)
+    made_for = " It was made for the bundled recipes and does not fit this data." if unfit else ""
     return f"{who}: the written rubric with {percent(noise)} noise.{made_for}"
 
 
@@ -255,7 +264,8 @@ WORDS = (
     ),
     (
         "Evaluation judge",
-        "the judge of win rates: the written rubric for the bundled recipes' data; for other data there is none yet.",
+        "who judges win rates: people, an AI judge, a held-out reward model or a function; for the bundled recipes' "
+        "data a written rubric.",
     ),
     ("At equal length", "the win rate of answers of equal length (a logistic fit in the length difference)."),
     (

@@ -106,6 +106,7 @@ def _stage_summary(run: RunRecord, stage: StageRecord, verdicts: list[Verdict]) 
                 "threshold": verdict.threshold,
                 "n": verdict.n,
                 "note": verdict.note,
+                "judge": verdict.judge,
             }
     cost = {key: stage.manifest.get(key) for key in ("seconds", "peak_memory_bytes")}
     return row | cost | {"fingerprint": stage.fingerprint}

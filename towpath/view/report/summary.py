@@ -15,7 +15,7 @@ ROW = "  {:<12} {:>12}  {:<10} {:<10} {:>9} {:>13}  {}"
 
 def gate_table(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """A line for each stage with its gate, and one for the safety gate."""
-    yield ROW.format("stage", "time", "gate", "verdict", "value", "interval", "threshold")
+    yield ROW.format("stage", "time", "gate", "verdict", "value", "interval", "threshold, judge")
     for name, stage in stages.items():
         cells = _gate_cells(name.partition("@")[0], stage.get("gate"), "more than")
         yield ROW.format(name, duration(stage["seconds"]), *cells).rstrip()
@@ -29,6 +29,8 @@ def _gate_cells(name: str, gate: Mapping[str, Any] | None, bound: str) -> tuple[
     if gate["value"] is None:
         return name, gate["verdict"], NONE, NONE, gate["note"]
     threshold = f"{bound} {percent(gate['threshold'])} of {gate['n']}"
+    if gate.get("judge"):
+        threshold += f", {gate['judge']}"
     return name, gate["verdict"], percent(gate["value"], 1), percents(gate["interval"]), threshold
 
 

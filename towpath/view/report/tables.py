@@ -6,11 +6,12 @@ from typing import Any
 from markupsafe import Markup
 
 from towpath.data.intervals import wilson
+from towpath.evals.gate_rule import win_outcome
 from towpath.records import Verdict
 from towpath.run.record import STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.charts import Chart, Series, bar, draw
-from towpath.view.format import number, percent, percents
+from towpath.view.format import NONE, number, percent, percents
 
 Row = dict[str, Any]
 NAMES = {
@@ -36,7 +37,7 @@ TEXT = (
     ("repetition", "Repeated", percent),
     ("finish_rate", "Finish rate", percent),
     ("mean_words", "Words", number),
-    ("rubric", "Rubric score", number),
+    ("judge_score", "Judge's score", number),
 )
 
 
@@ -78,6 +79,40 @@ def _gate(name: str, stage: StageRecord | None, verdict: Verdict | None) -> Row:
         "interval": percents(interval, 1),
         "threshold": ("at most " if verdict.gate == "safety" else "over ") + percent(verdict.threshold),
         "bar": bar(value, interval, verdict.threshold, low, high, verdict.verdict.lower()),
+        "judge": verdict.judge,
+    }
+
+
+def judges(run: RunRecord) -> list[Row]:
+    """One row for each evaluation judge of each comparison: its verdict, win rate, and agreement with the first."""
+    rows = []
+    recipe = run.recipe
+    for kind, gate, name in (
+        ("baseline", recipe.gates.sft, "SFT over base"),
+        ("evaluate", recipe.gates.evaluate, "policy over SFT"),
+    ):
+        for record in run.result(kind).get("judges") or []:
+            outcome, note = win_outcome(record, gate.threshold, recipe.gates.rule, recipe.evaluate.max_unjudged)
+            rows.append(_judge(record) | {"comparison": name, "verdict": outcome, "note": note})
+    return rows
+
+
+def _judge(record: Mapping[str, Any]) -> Row:
+    win = record.get("win") or {}
+    agreement = record.get("agreement") or {}
+    agreed = f"{percent(agreement['rate'])} of {agreement['n']}" if agreement.get("n") else NONE
+    return {
+        "name": record["name"],
+        "rate": percent(win.get("rate"), 1),
+        "interval": percents(win.get("interval"), 1),
+        "n": win.get("n", 0),
+        "unjudged": ", ".join(f"{reason} {n}" for reason, n in record["unjudged"].items()),
+        "agreement": agreed,
+        "kappa": number(agreement.get("kappa"), 2),
+        "opposite": agreement.get("opposite", NONE),
+        "prompts": ", ".join(agreement.get("prompts") or ()),
+        "calls": record["calls"],
+        "dollars": f"${record['dollars']:,.2f}" if record["dollars"] else NONE,
     }
 
 

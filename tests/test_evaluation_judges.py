@@ -1,0 +1,321 @@
+"""Evaluation judges in whole runs: who decides a gate, how it is named, what it costs, and how judges compare."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import SMALL
+from scripted import answer, read_fences, served, verdict_json
+
+from towpath.evals.judges import PairOutcome, cohen_kappa, compare_judges
+from towpath.feedback.agreement import measure_agreement
+from towpath.judges.selection import select_judges
+from towpath.recipe import Recipe, load
+from towpath.records import Completion, Judgement, Prompt
+from towpath.run import export, pipeline, status
+from towpath.run.fingerprint import plan_stages
+from towpath.run.loading import load_corpus
+from towpath.run.pipeline import examine
+from towpath.stages.generation import heldout_prompts, write_completions
+from towpath.stages.job import Job
+from towpath.store.store import Store
+from towpath.view.report import report
+
+LONG = "1. Zuerst das Wasser erhitzen.\n2. Dann alles langsam einrühren!\n3. Fertig ist es. " * 12
+PLAIN = "You can keep the pasta apart if you stir it once, because the water then reaches every piece of it."
+MODULE = '''
+def length(prompts, answers):
+    """The more words, the better."""
+    return [len(answer.split()) for answer in answers]
+
+
+def brevity(prompts, answers, **columns):
+    """The fewer words, the better; an empty answer has no score."""
+    return [-len(answer.split()) if answer else None for answer in answers]
+
+
+def longer(prompt, a, b):
+    """The longer answer."""
+    return "tie" if len(a) == len(b) else "a" if len(a) > len(b) else "b"
+
+
+def first(prompts, a, b):
+    """The answer that is named first, whatever it is."""
+    return ["a"] * len(prompts)
+'''
+FAST = [*SMALL, "policy.steps=1", "evaluate.jailbreaks=false", "evaluate.disagreements=0"]
+
+
+def settings(*more: str) -> list[str]:
+    return [*FAST, *more]
+
+
+def plant(run: Path, recipe: Recipe, texts: dict[str, str]) -> None:
+    """Write the answers of models, so that the stages judge them instead of sampling: one text to every prompt."""
+    from towpath.data.chat import Chat
+    from towpath.models import base
+    from towpath.recipe.stage_configs import EvaluateConfig
+
+    corpus = load_corpus(recipe, run)
+    with Store.open(run / "towpath.db") as store:
+        stages = {stage.name: stage for stage in plan_stages(recipe, run, corpus, store)}
+        config = EvaluateConfig.from_recipe(recipe)
+        prompts = heldout_prompts(Job(config, run, "", run, {}, store, corpus))
+    chat = Chat(base.load_tokenizer(base.find(recipe.model.source, run)), recipe.model.template)
+    for model, text in texts.items():
+        tokens = tuple(chat.answer(text)[:12])
+        rows = [
+            Completion(f"{model}/{p.id}", p.id, model, text, tokens, (-1.0,) * len(tokens), "stop")
+            for p in (*prompts, *(corpus.safety if model != "base" else ()))
+        ]
+        folder = stages["evaluate" if model == "policy" else "baseline"].folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_completions(folder / f"answers-{model}.jsonl", rows)
+
+
+def run_planted(run: Path, more: Sequence[str], texts: dict[str, str], redo: Sequence[str] = ()) -> list[str]:
+    """Run with planted answers; the lines that are printed."""
+    recipe = load(run, settings(*more))
+    if not redo:
+        plant(run, recipe, texts)
+    lines: list[str] = []
+    pipeline.run(recipe, run, lines.append, redo=redo, write_report=report.write)
+    return lines
+
+
+def result(run: Path, stage: str) -> dict[str, Any]:
+    fingerprint = json.loads((run / "current.json").read_text())["stages"][stage]
+    return json.loads((run / "stages" / stage / fingerprint / "manifest.json").read_text())
+
+
+def verdicts(run: Path, more: Sequence[str]) -> dict[str, Any]:
+    return {v.gate: v for v in status.run_verdicts(load(run, settings(*more)), run)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run on the bundled data, up to its policy, with the user's functions beside it."""
+    from towpath.run.new_run import create_run
+
+    run = tmp_path_factory.mktemp("judges") / "run"
+    create_run(run, "tiny")
+    (run / "my_judge.py").write_text(MODULE)
+    pipeline.run(load(run, settings()), run, lambda _line: None)
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+BETTER = {"base": PLAIN, "sft": PLAIN, "policy": LONG}
+WORSE = {"base": LONG, "sft": LONG, "policy": PLAIN}
+
+
+@pytest.mark.parametrize(("texts", "verdict", "other"), [(BETTER, "PASS", "FAIL"), (WORSE, "FAIL", "PASS")])
+def test_the_users_judge_decides_against_the_rubric(run: Path, tmp_path: Path, texts, verdict, other) -> None:
+    """The planted case: better by the user's judge and worse by the rubric passes, the reverse fails."""
+    more = ['evaluate.judges=["python:my_judge:length", "rubric"]']
+    lines = run_planted(run, more, texts)
+    gate = verdicts(run, more)["evaluate"]
+    assert (gate.verdict, gate.judge) == (verdict, "python:my_judge:length")
+    assert any(line.startswith(f"gate evaluate: {verdict}") and "by python:my_judge:length" in line for line in lines)
+    manifest = result(run, "evaluate")
+    first, second = manifest["result"]["judges"]
+    assert manifest["result"]["judge"] == first["win"]["judge"] == "python:my_judge:length"
+    assert first["win"]["rate"] == 1 - second["win"]["rate"] == float(verdict == "PASS")
+    assert second["agreement"]["rate"] == 0 and second["agreement"]["opposite"] == second["win"]["n"]
+    (finding,) = [f for f in manifest["findings"] if f["code"] == "judges-disagree"]
+    assert f"{verdict} by python:my_judge:length" in finding["evidence"]
+    assert f"{other} by the written rubric" in finding["evidence"]
+    summary = json.loads((run / "reports/summary.json").read_text())
+    assert summary["stages"]["evaluate"]["gate"]["judge"] == summary["evaluation_judge"] == "python:my_judge:length"
+    page = (run / "reports/report.html").read_text(encoding="utf-8")
+    assert "by python:my_judge:length" in page and "Evaluation judges" in page
+    recipe = load(run, settings(*more))
+    card = (export.export(recipe, run, tmp_path / "model", False, False) / "README.md").read_text()
+    assert "judged by python:my_judge:length" in card
+    state = status.read_status(recipe, run)
+    assert state.evaluation_judge == "python:my_judge:length"
+    rows = {row["name"]: row["gate"] for row in state.stages}
+    assert rows["evaluate"]["judge"] == "python:my_judge:length"
+
+
+def longer_judge(request: dict[str, Any], _number: int) -> dict[str, Any]:
+    first, second, _ = read_fences(request)
+    position = "tie" if len(first) == len(second) else "first" if len(first) > len(second) else "second"
+    return answer(verdict_json(position))
+
+
+def test_ai_judge_decides_and_is_paid_once(run: Path) -> None:
+    with served(longer_judge) as server:
+        more = [
+            'evaluate.judges=["judge", "python:my_judge:longer"]',
+            "evaluate.ask_judge=false",
+            f"judge.base_url={server.url}",
+            "judge.model=labeller",
+            "evaluate.judge.model=jury",
+            "judge.price_in=1",
+            "judge.price_out=2",
+        ]
+        run_planted(run, more, BETTER)
+        calls = len(server.calls)
+        assert {call["model"] for call in server.calls} == {"jury"}
+        gate = verdicts(run, more)["evaluate"]
+        host = server.url.split("/")[2]
+        assert (gate.verdict, gate.judge) == ("PASS", f"AI judge jury at {host}")
+        # base and SFT answer alike: a tie without a call; one text to all prompts: the prompts differ
+        record, other = result(run, "evaluate")["result"]["judges"]
+        assert record["calls"] == calls == 2 * record["pairs"]
+        assert record["dollars"] == pytest.approx(calls * (100 * 1 + 20 * 2) / 1e6)
+        assert (other["agreement"]["rate"], other["agreement"]["kappa"]) == (1.0, None)
+        assert not [f for f in result(run, "evaluate")["findings"] if f["code"] == "judges-disagree"]
+        before = result(run, "evaluate")["result"]
+        (run / "aside").mkdir()
+        folder = next((run / "stages/evaluate").glob(f"{result(run, 'evaluate')['fingerprint']}"))
+        (folder / "manifest.json").unlink()  # as if the stage had been stopped before its end
+        pipeline.run(load(run, settings(*more)), run, lambda _line: None)
+        assert len(server.calls) == calls, "replies are cached by content"
+        assert result(run, "evaluate")["result"]["judges"][0] == before["judges"][0]
+
+
+def test_judge_without_replies_leaves_the_gate_undecided(run: Path) -> None:
+    with served(lambda *_: (503, {}, b"")) as server:
+        more = [
+            'evaluate.judges=["judge"]',
+            "evaluate.ask_judge=false",
+            f"judge.base_url={server.url}",
+            "judge.model=m",
+            "judge.retries=0",
+        ]
+        lines = run_planted(run, more, BETTER)
+    gate = verdicts(run, more)["evaluate"]
+    assert (gate.verdict, gate.value) == ("UNDECIDED", None)
+    assert "12 of 12 pairs are unjudged (unreachable" in gate.note and "evaluate.max_unjudged" in gate.note
+    record = result(run, "evaluate")["result"]["judges"][0]
+    assert record["win"] is None and record["missing"] == 1.0
+    assert any("gate evaluate: UNDECIDED" in line and "AI judge m at" in line for line in lines)
+    (finding,) = [f for f in result(run, "evaluate")["findings"] if f["code"] == "judge"]
+    assert "left 12 of 12 pairs unjudged" in finding["evidence"] and "--redo evaluate" in finding["remedy"]
+    page = (run / "reports/report.html").read_text(encoding="utf-8")
+    assert "The gate evaluate is UNDECIDED: 12 of 12 pairs are unjudged" in page
+
+
+def http_judge(request: dict[str, Any], _number: int) -> dict[str, Any]:
+    if "a" in request:
+        pairs = zip(request["a"], request["b"], strict=True)
+        return {"choices": ["a" if len(a) > len(b) else "b" for a, b in pairs]}
+    return {"scores": [len(text) for text in request["answers"]]}
+
+
+@pytest.mark.parametrize(("ending", "fields"), [("", {"prompts", "answers"}), ("#compare", {"prompts", "a", "b"})])
+def test_http_endpoint_scores_or_compares(run: Path, ending: str, fields: set[str]) -> None:
+    with served(http_judge) as server:
+        more = [f'evaluate.judges=["{server.url}/judge{ending}"]']
+        run_planted(run, more, BETTER)
+        assert {frozenset(call) for call in server.calls} == {frozenset(fields)}
+        gate = verdicts(run, more)["evaluate"]
+    assert (gate.verdict, gate.judge) == ("PASS", f"{server.url}/judge{ending}")
+
+
+def test_a_comparison_that_follows_the_order_is_a_tie(run: Path) -> None:
+    more = ['evaluate.judges=["python:my_judge:first", "python:my_judge:brevity"]']
+    run_planted(run, more, BETTER | {"sft": ""})
+    first, second = result(run, "evaluate")["result"]["judges"]
+    assert (first["win"]["rate"], first["win"]["ties"]) == (0.5, 12)
+    assert second["unjudged"] == {"no score": 12} and second["win"] is None
+
+
+FRUITS = ("Apfel", "Birne", "Kirsche", "Pflaume", "Traube", "Quitte", "Feige", "Melone")
+NAMES = ("add", "reverse", "flatten", "slugify", "median", "rotate", "parse_date", "is_prime")
+TOPICS = ("rivers", "old bridges", "winter", "steam engines", "libraries", "salt", "moss", "tides")
+
+
+def own_rows() -> list[dict[str, str]]:
+    """German questions, code and long answers, a quarter of them held out."""
+    rows = []
+    for i, (fruit, name, topic) in enumerate(zip(FRUITS, NAMES, TOPICS, strict=True)):
+        pairs = (
+            (f"Wie lange hält sich eine {fruit} im Keller?", f"{fruit}: kühl, dunkel und luftig bis ins Frühjahr."),
+            (f"Complete this function: def {name}(x):", f"```python\ndef {name}(x):\n    return x\n```"),
+            (f"Tell me all there is to know of {topic}.", f"There is much to say about {topic}. " * 20),
+        )
+        split = "heldout" if i % 4 == 0 else "train"
+        rows += [{"prompt": prompt, "response": text, "split": split} for prompt, text in pairs]
+    return rows
+
+
+def test_own_data_gets_verdicts_by_a_function_and_none_by_the_rubric(tmp_path: Path) -> None:
+    """German, code and long answers: the user's function decides; the rubric is refused even where it is named."""
+    run = tmp_path / "run"
+    rows = own_rows()
+    for part, names in (("prompts", ("prompt", "split")), ("demonstrations", ("prompt", "response"))):
+        path = run / "data" / part / "own.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps({name: row[name] for name in names}) + "\n" for row in rows))
+    (run / "my_judge.py").write_text(MODULE)
+    shutil.copy(Path(__file__).parents[1] / "recipes/tiny.toml", run / "recipe.toml")
+    own = [
+        "data.safety=",
+        "sft.batch=4",
+        "policy.validation_prompts=4",
+        "policy.rollout=8",
+        "policy.batch=8",
+        "preferences.min_labels=4",
+        "evaluate.prompts=0",
+    ]
+    rubric = load(run, settings(*own, 'evaluate.judges=["rubric"]'))
+    corpus = load_corpus(rubric, run)
+    assert select_judges(rubric.evaluate, "simulated", corpus) == ()
+    assert [f.code for f in examine(rubric, run, corpus) if "judge" in f.code] == ["no-evaluation-judge"]
+    more = [*own, 'evaluate.judges=["rubric", "python:my_judge:length"]']
+    findings = [f for f in examine(load(run, settings(*more)), run, corpus) if f.code == "evaluation-judge"]
+    assert [f.severity for f in findings] == ["warning", "info"] and "rubric is left out" in findings[0].evidence
+    pipeline.run(load(run, settings(*more)), run, lambda _line: None, "sft")
+    run_planted(run, more, BETTER)
+    gates = verdicts(run, more)
+    assert (gates["evaluate"].verdict, gates["evaluate"].judge) == ("PASS", "python:my_judge:length")
+    assert gates["sft"].judge == "python:my_judge:length"
+    assert [record["spec"] for record in result(run, "evaluate")["result"]["judges"]] == ["python:my_judge:length"]
+
+
+def test_kappa_is_that_of_the_agreement_statistics() -> None:
+    one = [1.0, 1.0, 0.5, 0.0, 1.0, 0.0, 0.5, 1.0, 0.0, 0.0]
+    two = [1.0, 0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.5]
+    word = {1.0: "a", 0.5: "tie", 0.0: "b"}
+    rows = [
+        Judgement(f"{rater}{i}", f"c{i}", rater, "person", word[value])  # pyright: ignore[reportArgumentType]
+        for rater, values in (("x", one), ("y", two))
+        for i, value in enumerate(values)
+    ]
+    assert cohen_kappa(list(zip(one, two, strict=True))) == pytest.approx(measure_agreement(rows)["cohen_kappa"].value)
+    prompts = [Prompt(str(i), "?") for i in range(10)]
+    compared = compare_judges(
+        [PairOutcome(value) for value in one], [PairOutcome(None, "x"), *map(PairOutcome, two[1:])], prompts
+    )
+    assert (compared["n"], compared["opposite"], compared["prompts"]) == (9, 2, ["1", "5"])
+
+
+def test_every_verdict_of_a_bundled_run_names_its_judge(run: Path) -> None:
+    names = {gate: verdict.judge for gate, verdict in verdicts(run, []).items()}
+    assert names.pop("sft") == names.pop("evaluate") == "the written rubric"
+    assert names["reward"] == "labels of a simulated rater" and all(names.values()), names
+
+
+@pytest.mark.parametrize(
+    ("judges", "words"),
+    [
+        (["rubric", "rubric"], "a judge is named twice"),
+        (["jury"], "'jury' is not people, judge, model"),
+        (["python:my_judge"], "is not people, judge, model"),
+    ],
+)
+def test_unknown_judges_are_refused(tmp_path: Path, judges: list[str], words: str) -> None:
+    (tmp_path / "recipe.toml").write_text(f"evaluate.judges = {json.dumps(judges)}\n")
+    with pytest.raises(Exception, match=re.escape(words)):
+        load(tmp_path)

@@ -1,0 +1,1 @@
+"""Evaluation judges of each kind, and which of them a recipe has."""

@@ -1,0 +1,68 @@
+"""Checks before a run of who judges win rates and refusals."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from towpath.data.bundled import is_bundled
+from towpath.data.corpus import Corpus
+from towpath.errors import TowpathError
+from towpath.evals.no_judge import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON
+from towpath.feedback import judge_prompt, judge_runner
+from towpath.judges.function import load_judge
+from towpath.judges.selection import select_judges
+from towpath.recipe import Recipe
+from towpath.records import Finding
+
+CODE = "evaluation-judge"
+MEANINGS = {
+    "rubric": "the written rubric of the bundled recipes",
+    "judge": "an AI judge in both orders",
+    "people": "people in a blind arena; the run waits for them",
+    "model": "a reward model trained on a reserved share of the labels",
+}
+
+
+def check_judges(recipe: Recipe, run: Path, corpus: Corpus) -> Iterator[Finding]:
+    """Whether evaluation judges fit the data and can be called, and who decides the gates."""
+    specs = select_judges(recipe.evaluate, recipe.preferences.raters, corpus)
+    if not specs:
+        evidence = f"{NO_JUDGE}: the gates sft and evaluate will be UNDECIDED, and stop nothing"
+        yield Finding(NO_JUDGE_CODE, "warning", evidence, NO_JUDGE_REASON, NO_JUDGE_FIX)
+    elif "rubric" in recipe.evaluate.judges and "rubric" not in specs:
+        evidence = "evaluate.judges: the written rubric is left out"
+        yield Finding(CODE, "warning", evidence, NO_JUDGE_REASON, "remove 'rubric' from evaluate.judges")
+    if recipe.preferences.raters == "simulated" and not is_bundled(corpus):
+        evidence = "preferences.raters = 'simulated' labels this data by the bundled recipes' rubric"
+        cause = "such labels say nothing about what people prefer here"
+        fix = "set preferences.raters to people, judge, blend or recorded"
+        yield Finding("simulated-labels", "warning", evidence, cause, fix)
+    for spec in specs:
+        yield from _check_judge(recipe, run, corpus, spec)
+    if specs:
+        yield _describe(recipe, specs)
+
+
+def _check_judge(recipe: Recipe, run: Path, corpus: Corpus, spec: str) -> Iterator[Finding]:
+    """Whether a judge can be called."""
+    try:
+        if spec == "judge":
+            judge_prompt.read_rubric(judge_runner.judge_settings(recipe.evaluate.judge, run).rubric)
+        elif spec.startswith(("python:", "http")):
+            load_judge(spec, run, recipe.evaluate.tie_margin, sorted(corpus.column_names), lambda _pairs: {})
+    except TowpathError as error:
+        yield Finding(CODE, "error", f"evaluate.judges: {spec}: {error.value}", error.rule, error.fix)
+
+
+def _describe(recipe: Recipe, specs: tuple[str, ...]) -> Finding:
+    """Who decides the gates, who is compared, and for an AI judge that people can audit it."""
+    first, *others = [MEANINGS.get(spec, spec) for spec in specs]
+    evidence = f"the gates sft and evaluate are decided by {first}"
+    if others:
+        evidence += f"; compared with {', '.join(others)}"
+    cause = f"evaluate.judges = {list(recipe.evaluate.judges)}"
+    if not recipe.evaluate.judges:
+        cause = f"the default with preferences.raters = {recipe.preferences.raters!r}"
+    fix = ""
+    if specs == ("judge",):
+        fix = "to let people audit it: evaluate.judges = ['judge', 'people'], or `towpath arena start RUN`"
+    return Finding(CODE, "info", evidence, cause, fix)

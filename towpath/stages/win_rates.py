@@ -1,0 +1,148 @@
+"""Win rates of a stage: the answers of two models, judged by the recipe's evaluation judges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from towpath.evals.gate_rule import win_outcome
+from towpath.evals.judges import AnswerPair, EvaluationJudge, JudgeOutcomes, PairOutcome, compare_judges, judge_record
+from towpath.feedback import judge_runner
+from towpath.judges import function
+from towpath.judges.ai import AiJudge, account_name
+from towpath.judges.rubric import RubricJudge
+from towpath.judges.selection import select_judges
+from towpath.recipe.stage_configs import BaselineConfig
+from towpath.records import Completion, Finding, Prompt
+from towpath.stages.job import Job
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two models' answers to the same prompts, and the gate that their win rate decides."""
+
+    gate: str
+    one: str
+    """The model that should win."""
+    other: str
+    prompts: Sequence[Prompt]
+    ours: Sequence[Completion]
+    others: Sequence[Completion]
+
+    @property
+    def pairs(self) -> list[AnswerPair]:
+        """The answers, prompt by prompt."""
+        return [AnswerPair(*row) for row in zip(self.prompts, self.ours, self.others, strict=True)]
+
+
+@dataclass(frozen=True)
+class WinRates:
+    """What the judges of a stage found; the first one decides the gate."""
+
+    contest: Contest
+    records: list[dict[str, Any]]
+    reports: list[JudgeOutcomes]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The part of a stage's result that gates and reports read."""
+        first = self.records[0] if self.records else {"name": None, "win": None}
+        return {"judge": first["name"], "win": first["win"], "judges": self.records}
+
+    def columns(self, i: int) -> dict[str, Any]:
+        """For one prompt: the winner by the first judge and its scores, and by every judge if there are several."""
+        if not self.reports:
+            return {}
+        choices = {report.name: self._winner(report.outcomes[i]) for report in self.reports}
+        columns: dict[str, Any] = {"choice": next(iter(choices.values()))}
+        if len(choices) > 1:
+            columns["choices"] = choices
+        scores = self.reports[0].outcomes[i].scores
+        if scores:
+            columns |= {f"score_{self.contest.one}": scores[0], f"score_{self.contest.other}": scores[1]}
+        return columns
+
+    def _winner(self, outcome: PairOutcome) -> str | None:
+        if outcome.value is None:
+            return None
+        return {1.0: self.contest.one, 0.0: self.contest.other}.get(outcome.value, "tie")
+
+    def mean_scores(self) -> dict[str, float]:
+        """The mean score of either model by the first judge, if it scores answers."""
+        scores = [outcome.scores for outcome in (self.reports[0].outcomes if self.reports else ()) if outcome.scores]
+        if not scores:
+            return {}
+        ours, others = zip(*scores, strict=True)
+        return {self.contest.one: sum(ours) / len(scores), self.contest.other: sum(others) / len(scores)}
+
+
+def judge_answers(job: Job[BaselineConfig], contest: Contest) -> WinRates:
+    """Let every judge of the recipe compare the answers, and compare the judges with the first one."""
+    cfg = job.config.evaluate
+    specs = select_judges(cfg, job.config.preferences.raters, job.corpus)
+    # a judge made of people comes first: the run waits for them before others cost anything
+    reports: dict[str, JudgeOutcomes] = {}
+    for spec in sorted(specs, key=lambda spec: spec != "people"):
+        title = f"{job.name}: {contest.one} against {contest.other} by {spec}"
+        reports[spec] = open_judge(job, spec, contest).compare(contest.pairs, title)
+    length_gaps = [len(a.token_ids) - len(b.token_ids) for a, b in zip(contest.ours, contest.others, strict=True)]
+    records = []
+    for spec in specs:
+        record = judge_record(spec, reports[spec], length_gaps, cfg.bootstrap, job.config.seed)
+        if records:
+            record["agreement"] = compare_judges(reports[specs[0]].outcomes, reports[spec].outcomes, contest.prompts)
+        records.append(record)
+    job.findings.extend(_findings(job, contest, records))
+    return WinRates(contest, records, [reports[spec] for spec in specs])
+
+
+def open_judge(job: Job[BaselineConfig], spec: str, contest: Contest) -> EvaluationJudge:
+    """The judge that an entry of `evaluate.judges` names."""
+    cfg = job.config.evaluate
+    if spec == "rubric":
+        return RubricJudge(cfg.tie_margin)
+    if spec == "judge":
+        settings = judge_runner.judge_settings(cfg.judge, job.run)
+        return AiJudge(settings, job.store, account_name(settings, job.config.judge.ceiling))
+
+    def columns_of(pairs: Sequence[AnswerPair]) -> dict[str, list[Any]]:
+        return job.corpus.columns_of([pair.prompt for pair in pairs])
+
+    return function.load_judge(spec, job.run, cfg.tie_margin, sorted(job.corpus.column_names), columns_of)
+
+
+def _findings(job: Job[BaselineConfig], contest: Contest, records: Sequence[dict[str, Any]]) -> list[Finding]:
+    """Unjudged pairs, and judges by whom the gate would have another verdict."""
+    findings = []
+    for record in records:
+        missing = record["unjudged"] if record["missing"] else {}
+        if missing:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in missing.items())
+            evidence = f"{record['name']} left {sum(missing.values())} of {record['pairs']} pairs unjudged: {reasons}"
+            cause = "a failure of a judge never becomes a number"
+            remedy = f"correct it, then `towpath run {job.run} --redo {job.name}`; replies that were paid for are kept"
+            findings.append(Finding("judge", "warning", evidence, cause, remedy))
+    gates = job.config.gates
+    gate = getattr(gates, contest.gate)
+    verdicts = [
+        win_outcome(record, gate.threshold, gates.rule, job.config.evaluate.max_unjudged)[0] for record in records
+    ]
+    for record, verdict in zip(records[1:], verdicts[1:], strict=True):
+        if {verdict, verdicts[0]} == {"PASS", "FAIL"}:
+            findings.append(_disagreement(contest.gate, records[0], verdicts[0], record, verdict))
+    return findings
+
+
+def _disagreement(gate: str, first: dict[str, Any], first_verdict: str, other: dict[str, Any], verdict: str) -> Finding:
+    agreement = other["agreement"]
+    kappa = "unknown" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
+    evidence = (
+        f"gate {gate}: {first_verdict} by {first['name']} ({first['win']['rate']:.1%}), {verdict} by {other['name']} "
+        f"({other['win']['rate']:.1%}); they agree on {agreement['rate']:.0%} of {agreement['n']} pairs, kappa "
+        f"{kappa}, and name opposite winners on {agreement['opposite']}"
+    )
+    examples = ", ".join(agreement["prompts"][:5])
+    cause = (
+        "the judges value different things; they disagree on " + examples if examples else "the judges differ in ties"
+    )
+    remedy = "read these answers in the report; put the judge that you trust first in evaluate.judges"
+    return Finding("judges-disagree", "warning", evidence, cause, remedy)
