@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
+from towpath.data.conversations import prompt_cells
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
 from towpath.evals import safety, text_statistics
@@ -93,7 +94,7 @@ def _kl_and_perplexity(
     runtime = job.launch(training=False)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, completions, strict=True)])
     _, held_out = split_demonstrations(job.corpus.demonstrations, cfg.seed, cfg.sft.validation)
-    demonstrations = demonstration_batch(job.chat, held_out)
+    demonstrations = demonstration_batch(job.chat, held_out, cfg.sft).batch
     logp_sums = []
     perplexities = {}
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
@@ -129,7 +130,7 @@ def _rows(
     """One row for each prompt: the answers with their scores, and the winner by each evaluation judge."""
     rows = []
     for i, p in enumerate(prompts):
-        row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}
+        row = {"prompt_id": p.id, **prompt_cells(p), "domain": p.domain, "difficulty": p.difficulty}
         row |= {source: completions[i].text for source, completions in answers.items()}
         row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
         rows.append(row | wins.columns(i))
@@ -182,7 +183,7 @@ def _greedy_samples(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt
     domains = sorted({p.domain for p in prompts})
     step = max(1, len(domains) // 3)
     chosen = [next(p for p in prompts if p.domain == domain) for domain in domains[::step]][:3]
-    rows: list[dict[str, Any]] = [{"prompt": p.prompt, "domain": p.domain} for p in chosen]
+    rows: list[dict[str, Any]] = [prompt_cells(p) | {"domain": p.domain} for p in chosen]
     folders = {"base": job.base_model, "sft": job.inputs["sft"] / "weights", "policy": policy / "weights"}
     for source, folder in folders.items():
         completions = generation.sample(
