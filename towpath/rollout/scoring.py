@@ -50,7 +50,7 @@ class RewardSources:
             return score
         call = sources.load_source(source, key, self.corpus.column_names)
         return lambda rollouts: call(
-            [r.prompt.prompt for r in rollouts],
+            [r.prompt.text for r in rollouts],
             [r.text for r in rollouts],
             self.corpus.columns_of([r.prompt for r in rollouts]),
         )
