@@ -88,6 +88,29 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     preflight.require(findings, force)
 
 
+@app.command(epilog="Example: towpath data my-run --part prompts --file 'chat-*.jsonl'")
+def data(
+    run: Run,
+    set_: Set = None,
+    as_json: Json = False,
+    part: Annotated[str, typer.Option(help="prompts, demonstrations or safety")] = "",
+    file: Annotated[str, typer.Option(metavar="PATTERN", help="only rows of files that match this pattern")] = "",
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write an HTML page with histograms")] = None,
+) -> None:
+    """Describe the data: rows by domain, difficulty and length, duplicates, leaks, and why rows are left out."""
+    from dataclasses import asdict
+
+    from towpath import recipe
+    from towpath.run.loading import describe_data
+    from towpath.view.data_page import lines, write_page
+
+    settings = recipe.load(run, set_)
+    overview = describe_data(settings, run, part, file)
+    if html:
+        write_page(html, settings.name, overview)
+    print_output(json.dumps(asdict(overview), indent=1) if as_json else lines(overview))
+
+
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """Estimate what labels cost: hours, days and dollars of people, dollars of a judge, and what is spent already."""

@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
 from towpath.data import corpus_reader, count_cache, data_summary, signature_cache
 from towpath.data.bundled import is_bundled
 from towpath.data.corpus import Corpus
 from towpath.data.data_summary import DataSummary
-from towpath.data.refused_rows import skipped_findings
+from towpath.data.overview import DataOverview, describe
+from towpath.data.refused_rows import Part, skipped_findings, write_refused_rows
 from towpath.data.selection import select
 from towpath.data.token_lengths import TokenLengths, cut_to_budget, drop_too_long, find_too_long, limits_of, model_key
+from towpath.errors import RecipeError
+from towpath.progress import progress
 from towpath.recipe import Recipe
 from towpath.run.sizes import model_size
 
@@ -54,6 +58,17 @@ def recorded_summary(recipe: Recipe, folder: Path) -> DataSummary:
 def _read(recipe: Recipe, folder: Path) -> Corpus:
     corpus = corpus_reader.read_corpus(folder, recipe.data, recipe.seed)
     return select(corpus, recipe.data, recipe.seed, signature_cache.path_of(folder))
+
+
+def describe_data(recipe: Recipe, folder: Path, part: str = "", file: str = "") -> DataOverview:
+    """An overview of the data after filters and balance; unusable rows are among those left out, and stop nothing."""
+    if part not in ("", *get_args(Part)[:3]):
+        raise RecipeError(f"--part {part}: no such part", "prompts, demonstrations or safety", "fix the name")
+    data = recipe.data.model_copy(update={"unusable": "skip"})
+    with progress("data"):
+        corpus = _read(recipe.model_copy(update={"data": data}), folder)
+        write_refused_rows(folder, [*corpus.refused, *corpus.filtered])
+        return describe(corpus, cast(Part, part) or None, file, signature_cache.path_of(folder))
 
 
 def _summary(corpus: Corpus) -> DataSummary:
