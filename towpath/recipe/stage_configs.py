@@ -49,6 +49,7 @@ class PairsConfig(StageConfig):
 
     preferences: Preferences
     reward: Reward
+    evaluate: Evaluate
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,9 @@ class SftConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class BaselineConfig(SamplingConfig):
+class BaselineConfig(SamplingConfig, PairsConfig):
     """Configuration of the `baseline` stage."""
 
-    evaluate: Evaluate
-    preferences: Preferences
     judge: Judge
     gates: Gates
 
@@ -107,7 +106,7 @@ class PolicyConfig(TrainingConfig, SamplingConfig, PairsConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(BaselineConfig, PairsConfig):
+class EvaluateConfig(BaselineConfig):
     """Configuration of the `evaluate` stage."""
 
     sft: Sft
@@ -119,6 +118,7 @@ STAGE_CONFIGS: Mapping[str, type[StageConfig]] = {
     "baseline": BaselineConfig,
     "sample": SampleConfig,
     "label": LabelConfig,
+    "judge_model": RewardConfig,
     "reward": RewardConfig,
     "policy": PolicyConfig,
     "evaluate": EvaluateConfig,

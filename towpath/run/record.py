@@ -21,8 +21,10 @@ from towpath.store.manifest import NAME as MANIFEST
 from towpath.store.manifest import damaged_error, read_object
 from towpath.store.publish import replace_file
 
-STAGES = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
-"""Kinds of stages, in the order in which they run."""
+STAGES = ("sft", "baseline", "sample", "label", "judge_model", "reward", "policy", "evaluate")
+"""Kinds of stages, in the order in which they run; with a judge model `baseline` comes after it."""
+OPTIONAL_STAGES = ("judge_model",)
+"""Stages that only some recipes have."""
 TRAINING_STAGES = ("sft", "reward", "policy")
 CURRENT = "current.json"
 METRICS = "metrics.jsonl"

@@ -5,8 +5,9 @@ from typing import Any
 
 from towpath.recipe.stage_configs import BaselineConfig
 from towpath.stages import generation
+from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
-from towpath.stages.win_rates import Contest, judge_answers
+from towpath.stages.win_rates import judge_answers
 
 
 def run(job: Job[BaselineConfig]) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.contract import RoleSpec
 from towpath.stages import generation, jailbreak_eval, label_disagreements
 from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
+from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import completion_row
 from towpath.stages.reward_scorer import answer_of, open_reward_model
-from towpath.stages.win_rates import Contest, WinRates, judge_answers
+from towpath.stages.win_rates import WinRates, judge_answers
 from towpath.store.publish import replace_file
 
 Answers = dict[str, list[Completion]]

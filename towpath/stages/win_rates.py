@@ -5,33 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from towpath.evals.gate_rule import win_outcome
-from towpath.evals.judges import AnswerPair, EvaluationJudge, JudgeOutcomes, PairOutcome, compare_judges, judge_record
-from towpath.feedback import judge_runner
-from towpath.judges import function
-from towpath.judges.ai import AiJudge, account_name
-from towpath.judges.rubric import RubricJudge
+from towpath.evals.judges import JudgeOutcomes, PairOutcome, compare_judges, judge_record
 from towpath.judges.selection import select_judges
 from towpath.recipe.stage_configs import BaselineConfig
-from towpath.records import Completion, Finding, Prompt
+from towpath.records import Finding
+from towpath.stages.evaluation_judges import Contest, open_judge
 from towpath.stages.job import Job
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Two models' answers to the same prompts, and the gate that their win rate decides."""
-
-    gate: str
-    one: str
-    """The model that should win."""
-    other: str
-    prompts: Sequence[Prompt]
-    ours: Sequence[Completion]
-    others: Sequence[Completion]
-
-    @property
-    def pairs(self) -> list[AnswerPair]:
-        """The answers, prompt by prompt."""
-        return [AnswerPair(*row) for row in zip(self.prompts, self.ours, self.others, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -93,21 +72,6 @@ def judge_answers(job: Job[BaselineConfig], contest: Contest) -> WinRates:
         records.append(record)
     job.findings.extend(_findings(job, contest, records))
     return WinRates(contest, records, [reports[spec] for spec in specs])
-
-
-def open_judge(job: Job[BaselineConfig], spec: str, contest: Contest) -> EvaluationJudge:
-    """The judge that an entry of `evaluate.judges` names."""
-    cfg = job.config.evaluate
-    if spec == "rubric":
-        return RubricJudge(cfg.tie_margin)
-    if spec == "judge":
-        settings = judge_runner.judge_settings(cfg.judge, job.run)
-        return AiJudge(settings, job.store, account_name(settings, job.config.judge.ceiling))
-
-    def columns_of(pairs: Sequence[AnswerPair]) -> dict[str, list[Any]]:
-        return job.corpus.columns_of([pair.prompt for pair in pairs])
-
-    return function.load_judge(spec, job.run, cfg.tie_margin, sorted(job.corpus.column_names), columns_of)
 
 
 def _findings(job: Job[BaselineConfig], contest: Contest, records: Sequence[dict[str, Any]]) -> list[Finding]:

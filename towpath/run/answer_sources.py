@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from towpath.arena.matches import ArenaSpec, create_arena
 from towpath.errors import DataError
 from towpath.records import Prompt
 from towpath.run.record import read_current, stage_round
 from towpath.store import jsonl
+from towpath.store.arenas import Arena
 from towpath.store.manifest import NAME as MANIFEST
+from towpath.store.store import Store
 
 MODELS = ("policy", "sft", "base")
 
@@ -36,6 +39,11 @@ def load_answers(run: Path, name: str) -> dict[str, tuple[Prompt, str]]:
         )
     path, model = sources[name]
     return {row["prompt_id"]: (_prompt(row), row[model]) for row in jsonl.read(path, strict=True)}
+
+
+def start_arena(store: Store, run: Path, spec: ArenaSpec, created_by: str = "", seed: int | None = None) -> Arena:
+    """Create an arena of two models of a run."""
+    return create_arena(store, spec, load_answers(run, spec.one), load_answers(run, spec.other), created_by, seed)
 
 
 def reward_model_disagreements(run: Path) -> list[dict[str, Any]]:
