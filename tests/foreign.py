@@ -40,7 +40,7 @@ def read(path: Path, *rows: Any, **more: Any) -> Imported:
 def imported_rows(imported: Imported) -> list[tuple[str, str, str]]:
     """(prompt, better answer, worse answer) of every judgement; (prompt, choice, "") for ties and bad pairs."""
     texts = {c.id: c.text for c in imported.completions}
-    prompts = {p.id: p.prompt for p in imported.prompts}
+    prompts = {p.id: p.text for p in imported.prompts}
     comparisons = {c.id: c for c in imported.comparisons}
     keys = []
     for j in imported.judgements:
@@ -60,4 +60,4 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 PLAIN = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
 CONVERSATION = [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "Why?")]
-TRANSCRIPT = "Human: Hi\n\nAssistant: Hello\n\nHuman: Why?"
+TRANSCRIPT = "User: Hi\n\nAssistant: Hello\n\nUser: Why?"

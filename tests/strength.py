@@ -124,7 +124,7 @@ BREAKAGES = [
     Breakage(
         "SFT row weights ignored",
         A + "sft.py",
-        "out.logp_BT * weight_B[:, None]",
+        "out.logp_BT * weight_BT",
         "out.logp_BT",
         "tests/test_models.py -k weight",
     ),

@@ -254,12 +254,68 @@ def test_alpaca_input_is_appended_to_the_instruction(tmp_path: Path) -> None:
     assert read(tmp_path, demonstrations="d.jsonl", heldout=0.0).demonstrations[0].prompt == "Shorten.\n\nA long text"
 
 
-@pytest.mark.parametrize(
-    "roles", [["system", "user", "assistant"], ["user", "assistant", "user", "assistant"], ["assistant"], []]
-)
-def test_multi_turn_demonstrations_are_refused(tmp_path: Path, roles: list[str]) -> None:
+@pytest.mark.parametrize("roles", [["assistant"], [], ["user", "user", "assistant"], ["user", "system", "user"]])
+def test_roles_out_of_order_are_refused(tmp_path: Path, roles: list[str]) -> None:
     write(tmp_path / "d.jsonl", {"messages": [{"role": role, "content": "x"} for role in roles]})
-    assert "d.jsonl:1: messages with roles" in refused(tmp_path, demonstrations="d.jsonl")
+    assert "d.jsonl:1: messages" in refused(tmp_path, demonstrations="d.jsonl")
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TURNS = [
+    {"role": "user", "content": "Hi?"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Why?"},
+]
+ANSWER = {"role": "assistant", "content": "Because."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [SYSTEM, *TURNS, ANSWER]},
+        {"messages": [*TURNS, ANSWER], "system": "Be brief."},
+        {"prompt": [SYSTEM, *TURNS], "completion": [ANSWER]},
+        {"prompt": [SYSTEM, *TURNS], "response": "Because."},
+        {"prompt": "Why?", "history": [SYSTEM, *TURNS[:2]], "response": "Because."},
+        {"instruction": "Why?", "history": [["Hi?", "Hello."]], "system": "Be brief.", "output": "Because."},
+        {
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": "Hi?"},
+                {"from": "gpt", "value": "Hello."},
+                {"from": "human", "value": "Why?"},
+                {"from": "gpt", "value": "Because."},
+            ]
+        },
+        {
+            "prompt": "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:",
+            "system": "Be brief.",
+            "response": "Because.",
+        },
+        {"chosen": [SYSTEM, *TURNS, ANSWER], "rejected": [SYSTEM, *TURNS, {"role": "assistant", "content": "No."}]},
+    ],
+)
+def test_conversations_of_other_tools(tmp_path: Path, row: dict[str, Any]) -> None:
+    write(tmp_path / "d.jsonl", row)
+    (d,) = read(tmp_path, demonstrations="d.jsonl", heldout=0.0).demonstrations
+    roles = ["system", "user", "assistant", "user"]
+    assert [m.role for m in d.messages] == roles and (d.prompt, d.response) == ("Why?", "Because.")
+    assert d.text == "System: Be brief.\n\nUser: Hi?\n\nAssistant: Hello.\n\nUser: Why?"
+    (p,) = read(tmp_path, prompts="d.jsonl", heldout=0.0).prompts
+    assert p.messages == d.messages
+
+
+def test_all_turns_of_a_conversation_are_in_one_split(tmp_path: Path) -> None:
+    rows = []
+    for number in range(40):
+        turns = [{"role": "user", "content": f"Question {number}?"}]
+        for depth in range(3):
+            rows.append({"messages": list(turns)})
+            turns += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": f"And {depth}?"}]
+    write(tmp_path / "p.jsonl", *rows)
+    result = read(tmp_path, prompts="p.jsonl", heldout=0.5)
+    splits = [{p.split for p in result.prompts if p.messages[0].content == f"Question {i}?"} for i in range(40)]
+    assert all(len(split) == 1 for split in splits) and len(result.heldout) % 3 == 0 and result.heldout
 
 
 def test_ids_depend_on_content_only(tmp_path: Path) -> None:
@@ -405,13 +461,30 @@ def test_dolly_splits_without_leaks(tmp_path: Path) -> None:
 
 
 @real_rows
-def test_preference_transcripts_are_refused_as_prompts(tmp_path: Path) -> None:
-    message = refused(tmp_path, prompts=str(SHARED / "hh_harmless_open.jsonl"))
+def test_prompts_of_preference_transcripts(tmp_path: Path) -> None:
+    result = read(tmp_path, prompts=str(SHARED / "hh_harmless_open.jsonl"), unusable="skip")
     count = sum(bool(line.strip()) for line in (SHARED / "hh_harmless_open.jsonl").read_bytes().split(b"\n"))
-    assert (
-        message.startswith(f"{count} unusable rows")
-        and "hh_harmless_open.jsonl:1: no prompt (keys: chosen, rejected)" in message
-    )
+    assert len(result.prompts) + len(result.refused) == count and 0 < len(result.refused) < 20
+    assert sum(bool(p.history) for p in result.prompts) > 900
+
+
+@real_rows
+def test_prompts_and_demonstrations_of_message_trees(tmp_path: Path) -> None:
+    path = str(SHARED / "oasst1_en_validation_open.jsonl")
+    lines = (SHARED / "oasst1_en_validation_open.jsonl").read_text(encoding="utf-8").splitlines()
+    messages = [json.loads(line) for line in lines]
+    user_turns = [m for m in messages if m["role"] == "prompter"]
+    result = read(tmp_path, prompts=path, demonstrations=path, heldout=0.0, unusable="skip")
+    orphans = [row for row in result.refused if "is not in the file" in row.reason]
+    assert len(orphans) == len(result.refused) == 1 and orphans[0].part == "demonstrations"
+    assert {p.id for p in result.prompts} == {m["message_id"] for m in user_turns}
+    by_id = {m["message_id"]: m for m in messages}
+    for p in result.prompts:
+        assert p.prompt == by_id[p.id]["text"]
+    answered = {m["parent_id"] for m in messages if m["role"] == "assistant"} & by_id.keys()
+    assert {d.prompt_id for d in result.demonstrations} == answered
+    best = {m["parent_id"]: m["text"] for m in messages if m["role"] == "assistant" and m["rank"] == 0}
+    assert all(d.response == best[d.prompt_id] for d in result.demonstrations if d.prompt_id in best)
 
 
 def test_unknown_columns_are_listed(tmp_path: Path) -> None:

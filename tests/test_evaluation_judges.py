@@ -23,6 +23,7 @@ from towpath.judges.selection import select_judges
 from towpath.recipe import Recipe, load
 from towpath.records import Completion, Judgement, Message, Prompt
 from towpath.run import export, pipeline, status
+from towpath.run.answer_sources import answer_sources, load_answers
 from towpath.run.fingerprint import plan_stages
 from towpath.run.loading import load_corpus
 from towpath.run.pipeline import examine
@@ -361,6 +362,9 @@ def test_people_decide_in_an_arena_that_the_run_waits_for(run: Path) -> None:
     with pytest.raises(Waiting, match="5 of 12 comparisons judged"):
         pipeline.run(load(run, settings(*more)), run, lambda _line: None)
     vote(run, "bob")
+    pipeline.run(load(run, settings(*more)), run, lambda _line: None, "baseline")
+    assert {"sft", "base"} <= set(answer_sources(run)) and "policy" not in answer_sources(run)
+    assert {text for _, text in load_answers(run, "sft").values()} == {LONG}
     with pytest.raises(Waiting, match="0 of 12 comparisons judged, arena 2, policy against sft"):
         pipeline.run(load(run, settings(*more)), run, lambda _line: None)
     # twelve wins do not exclude a rate of 70 %: the arena ends undecided, and the point rule reads its win rate

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import TRANSCRIPT, imported_rows, lines, read
+from foreign import imported_rows, lines, read
 
 from towpath.data import formats, row_files
 from towpath.data.formats import read_preferences, write_preferences
 from towpath.data.preference_pairs import Imported
 from towpath.errors import DataError
-from towpath.records import Comparison, Completion, Judgement, Label, Prompt
+from towpath.records import Comparison, Completion, Judgement, Label, Message, Prompt
 from towpath.store.store import Store
 
 
@@ -38,7 +38,7 @@ def ledger(tmp_path: Path) -> Iterator[Store]:
         store.add_prompts(
             [
                 Prompt("p1", 'Why,\n"so"?', "law", about=("x", "y"), split="heldout"),
-                Prompt("p2", TRANSCRIPT),
+                Prompt("p2", "Why?", history=(Message("user", "Hi"), Message("assistant", "Hello"))),
                 Prompt("p3", "Same?"),
             ]
         )
@@ -132,7 +132,7 @@ def test_omitted_rows_are_listed_with_reasons(ledger: Store, tmp_path: Path):
     left = write_preferences(ledger, tmp_path / "out.jsonl").left_out
     assert "k1.2: neither answer is better (tie)" in left and "k1.3: neither answer is better (both_bad)" in left
     assert "k1.4: neither answer is better (tie)" in left and "k9: it has no judgement" in left
-    ledger.add_prompts([Prompt("p4", "System: x\n\nHuman: Why?")])
+    ledger.add_prompts([Prompt("p4", "Why?", history=(Message("system", "x"),))])
     ledger.add_completions(
         [Completion(n, "p4", "sft", t, (), (), "stop") for n, t in (("x", "a\n\nHuman: b"), ("y", "z"))]
     )
@@ -371,7 +371,7 @@ def test_export_is_atomic(tmp_path: Path, suffix: str):
     path = tmp_path / f"out.{suffix}"
     row_files.write_rows(path, [{"x": "old"}])
     with pytest.raises((TypeError, ValueError)):
-        row_files.write_rows(path, [{"x": "new"}, {"x": object(), "y": 1} if suffix == "csv" else {"x": object()}])
+        row_files.write_rows(path, [{"x": "new"}, {"x": [object()] if suffix == "csv" else object()}])
     assert list(tmp_path.iterdir()) == [path]
     assert [row for _, row in row_files.read_rows(path)] == [{"x": "old"}]
 

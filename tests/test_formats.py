@@ -5,15 +5,16 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from foreign import CONVERSATION, PLAIN, SHARED, TRANSCRIPT, imported_rows, lines, put, read, real_rows, turn
 
-from towpath.data import formats, transcripts
+from towpath.data import conversations, formats
 from towpath.data.formats import read_preferences, write_preferences
+from towpath.data.row_files import UnusableRow
 from towpath.errors import DataError
-from towpath.records import Prompt
+from towpath.records import Message, Prompt, Role
 from towpath.store.store import Store
 
 HUMAN = "\n\nHuman: "
@@ -67,7 +68,7 @@ def test_plain_pairs_in_every_file_type(tmp_path: Path, suffix: str):
                 "chosen": [turn("system", "Be brief."), turn("user", "Why?"), turn("assistant", "Yes")],
                 "rejected": [turn("system", "Be brief."), turn("user", "Why?"), turn("assistant", "No")],
             },
-            ("System: Be brief.\n\nHuman: Why?", "Yes", "No"),
+            ("System: Be brief.\n\nUser: Why?", "Yes", "No"),
         ),
         ({"chosen": f"{HUMAN}Why?{ASSISTANT}Yes", "rejected": f"{HUMAN}Why?{ASSISTANT}No"}, ("Why?", "Yes", "No")),
         (
@@ -150,23 +151,6 @@ BAD_ROWS: list[tuple[Any, str]] = [
     ),
     ({"chosen": [turn("tool", "a")], "rejected": [turn("user", "b")]}, "unknown role 'tool'"),
     ({"chosen": [1], "rejected": [2]}, "not a list of {role"),
-    (
-        {
-            "chosen": [
-                turn("user", "a\n\nHuman: b"),
-                turn("assistant", "x"),
-                turn("user", "c"),
-                turn("assistant", "y"),
-            ],
-            "rejected": [
-                turn("user", "a\n\nHuman: b"),
-                turn("assistant", "x"),
-                turn("user", "c"),
-                turn("assistant", "z"),
-            ],
-        },
-        "the mark of another turn",
-    ),
     ({"prompt": "\ud800", "chosen": "x", "rejected": "y"}, "half a character"),
     ({"prompt": "a\0b", "chosen": "x", "rejected": "y"}, "NUL"),
     ({**PLAIN, "strength": 7}, "strength 7"),
@@ -304,7 +288,7 @@ TREE = [
     message("m7", "m2", "prompter", "Alone?"),
     message("m8", "m7", "assistant", "Lone"),
 ]
-DEEP = "Human: Why?\n\nAssistant: Good\n\nHuman: And how?"
+DEEP = "User: Why?\n\nAssistant: Good\n\nUser: And how?"
 
 
 def test_ranked_replies_of_a_tree_become_pairs_with_conversation_history(tmp_path: Path):
@@ -465,32 +449,29 @@ def test_id_with_other_content_in_the_ledger_is_refused(tmp_path: Path):
         assert store.counts()["judgements"] == 0
 
 
+def test_transcript_round_trip():
+    messages = [Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Why?")]
+    assert conversations.parse_transcript(conversations.format_transcript(messages)) == messages
+    with pytest.raises(UnusableRow, match="mark of another turn"):
+        conversations.format_transcript([Message("user", "a\n\nHuman: b")])
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("roles", "error"),
     [
-        "Why?",
-        TRANSCRIPT,
-        "System: s\n\nHuman: x",
-        "Human: x",
-        "Human: a\n\nHuman: b",
-        "a\n\nHuman: b",
-        "Human: a\n\nAssistant: b",
-        "\n\nHuman: x\n",
+        ("user", ""),
+        ("system user", ""),
+        ("user assistant user", ""),
+        ("system user assistant user", ""),
+        ("user user", "roles out of order: user, user"),
+        ("assistant user", "roles out of order: assistant, user"),
+        ("user assistant", "roles out of order: user, assistant"),
+        ("user system user", "roles out of order: user, system, user"),
+        ("", "roles out of order: (none)"),
     ],
 )
-def test_transcript_round_trip(text: str):
-    assert transcripts.join_turns(transcripts.split_turns(text)) == text
-
-
-def test_transcript_with_roles_out_of_order_is_one_turn():
-    assert transcripts.split_turns(TRANSCRIPT) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
-    for text in (
-        "Human: a\n\nHuman: b",
-        "Human: a\n\nAssistant: b",
-        "Human: a\n\nAssistant:  \n\nHuman: b",
-        "So:\n\nHuman: a\n\nAssistant: b\n\nHuman: c",
-    ):
-        assert transcripts.split_turns(text) == [("user", text)]
+def test_order_of_roles(roles: str, error: str):
+    assert conversations.role_error([Message(cast(Role, role), "x") for role in roles.split()]) == error
 
 
 def test_csv_fields_may_be_long(tmp_path: Path):
@@ -521,7 +502,7 @@ def test_hh_transcripts_import(tmp_path: Path):
     assert (
         row["chosen"].endswith(better)
         and row["rejected"].endswith(worse)
-        and prompt.startswith("Human: what are some pranks")
+        and prompt.startswith("User: what are some pranks")
     )
     with Store.open(tmp_path / "a.db") as store:
         assert formats.add_to_store(store, result)["judgements"] == len(result.judgements)

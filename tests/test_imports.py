@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
     {"errors", "terminal"},
-    {"records", "metrics", "progress", "interrupt", "network", "hashing"},
+    {"records", "metrics", "progress", "interrupt", "network", "hashing", "reasoning"},
     {"recipe"},
     {"store"},
     {"data"},
@@ -31,8 +31,8 @@ ORDER = [
 """A package imports only from earlier rows, not from its own row; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "terminal", "records", "metrics", "progress", "interrupt", "network", "hashing", "recipe", "store",
-    "data", "feedback", "evals", "health", "judges", "arena", "run", "view", "web", "cli",
+    "errors", "terminal", "records", "metrics", "progress", "interrupt", "network", "hashing", "reasoning",
+    "recipe", "store", "data", "feedback", "evals", "health", "judges", "arena", "run", "view", "web", "cli",
 }  # fmt: skip
 NEEDS_TORCH = {"towpath.run.training", "towpath.view.callback"}
 """Modules of torch-free packages that are loaded only for training in the same process."""

@@ -86,7 +86,7 @@ def test_weight_of_a_demonstration_equals_repetition(tiny):
         )
         return {key: p.grad.clone() for key, p in local.trained().items() if p.grad is not None}
 
-    weighed = gradient(Batch(ROWS[:2], {"weight": torch.tensor([2.0, 1.0])}))
+    weighed = gradient(Batch(ROWS[:2], {"weight": torch.tensor([[2.0] * 6, [1.0] * 6])}))
     for key, grad in gradient(Batch([ROWS[0], ROWS[0], ROWS[1]])).items():
         torch.testing.assert_close(weighed[key], grad, atol=1e-6, rtol=0)
 

@@ -28,6 +28,11 @@ def transcript(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
 
 
+def opening(messages: Sequence[Message]) -> str:
+    """The first turn of the user: prompts of one conversation tree share it, and must not be split."""
+    return next((message.content for message in messages if message.role == "user"), "")
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A conversation that waits for an answer: system prompt and earlier turns, and the last turn of the user."""

@@ -1,5 +1,5 @@
-"""Supervised fine-tuning: cross-entropy on answer tokens, EOS among them, each counted with its row's weight.  B
-rows, T tokens."""
+"""Supervised fine-tuning: cross-entropy on answer tokens, EOS among them, each counted with its weight.  B rows, T
+tokens from the first answer on."""
 
 import torch
 from torch import Tensor
@@ -20,16 +20,17 @@ def prepare(batch: Batch, cfg: Sft, knobs: dict[str, float]) -> Batch:
 
 def weigh(batch: Batch, cfg: Sft) -> float:
     """The weighted number of answer tokens."""
-    return float((torch.as_tensor(batch.mask_BT.sum(1)) * _weight_B(batch)).sum())
+    return float(_weight_BT(batch).sum())
 
 
 def loss(out: Outputs, batch: Batch, cfg: Sft, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Weighted sum of -log p over answer tokens."""
-    weight_B = _weight_B(batch).to(out.logp_BT)
-    total = -torch.where(out.mask_BT, out.logp_BT * weight_B[:, None], 0.0).sum()
-    return total, {"loss": (float(total.detach()), float((out.mask_BT.sum(1) * weight_B).sum()))}
+    weight_BT = _weight_BT(batch).to(out.logp_BT)
+    total = -torch.where(out.mask_BT, out.logp_BT * weight_BT, 0.0).sum()
+    return total, {"loss": (float(total.detach()), float(weight_BT.sum()))}
 
 
-def _weight_B(batch: Batch) -> Tensor:
-    """Weight of each row, 1 by default."""
-    return batch.columns["weight"] if "weight" in batch.columns else torch.ones(len(batch))
+def _weight_BT(batch: Batch) -> Tensor:
+    """Weight of each token: 0 on padding and on turns that are not trained on, 1 elsewhere by default."""
+    mask_BT = torch.as_tensor(batch.mask_BT, dtype=torch.float32)
+    return mask_BT * batch.columns["weight"] if "weight" in batch.columns else mask_BT

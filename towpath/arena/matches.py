@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from towpath.arena.leaderboard_row import leaderboard_row, measured_pairs
@@ -15,6 +15,7 @@ from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import Abstention
 from towpath.feedback.pair_text import PairText
 from towpath.hashing import hash_uniform
+from towpath.reasoning import final_answer
 from towpath.records import Judgement, Prompt
 from towpath.store import arenas
 from towpath.store.arenas import Arena, Match, MatchInput
@@ -82,7 +83,11 @@ def stop_arena(store: Store, number: int) -> Arena:
 
 def judge_arena(store: Store, settings: JudgeSettings, number: int) -> list[Abstention]:
     """Ask the judge about every comparison that it has not judged by this rubric, and return its abstentions."""
-    pairs = [PairText(m.comparison, m.prompt, m.a, m.b) for m in store.read(arenas.list_matches, number) if not m.same]
+    pairs = [
+        PairText(m.comparison, m.text, final_answer(m.a), final_answer(m.b))
+        for m in store.read(arenas.list_matches, number)
+        if not m.same
+    ]
     judgements = store.read(arenas.list_judgements, number)
     title = f"arena {number}: {judging.rater_name(settings)}"
     return judge_runner.run_judge(store, replace(settings, on_position_flip="tie"), pairs, judgements, title)
@@ -114,6 +119,7 @@ def _reveal(match: Match, judgements: list[Judgement]) -> dict[str, Any]:
     return {
         "comparison": match.comparison,
         "prompt": match.prompt,
+        "history": [asdict(message) for message in match.history],
         "domain": match.domain,
         "one": one,
         "other": other,

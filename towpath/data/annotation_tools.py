@@ -5,7 +5,7 @@ from typing import Any
 
 from towpath.data.preference_pairs import PreferencePair, draft_judgement, parse_provenance
 from towpath.data.preference_record import PreferenceRecord
-from towpath.data.preference_rows import answer_columns, is_iso_time, parse_choice, prompt_text, text_cell
+from towpath.data.preference_rows import answer_columns, is_iso_time, parse_choice, prompt_messages, text_cell
 from towpath.data.row_files import Cells, UnusableRow
 from towpath.records import Choice, Judgement
 
@@ -34,7 +34,7 @@ def read_argilla(cells: Cells) -> Iterator[PreferencePair | str]:
         judgements.append(draft_judgement(choice, f"argilla:{user}", comment=note if isinstance(note, str) else ""))
     known = parse_provenance(metadata.get("provenance"))
     yield PreferencePair(
-        prompt_text(fields),
+        prompt_messages(fields),
         text_cell(fields, left),
         text_cell(fields, right),
         None,
@@ -59,7 +59,7 @@ def argilla_row(record: PreferenceRecord) -> Cells:
     )
     return {
         "id": record.known.comparison.id,
-        "fields": {"prompt": record.prompt.prompt, "answer_a": record.known.a.text, "answer_b": record.known.b.text},
+        "fields": {"prompt": record.prompt.text, "answer_a": record.known.a.text, "answer_b": record.known.b.text},
         "metadata": {
             "domain": record.prompt.domain,
             "group": record.group,
@@ -97,7 +97,7 @@ def read_label_studio(cells: Cells) -> Iterator[PreferencePair | str]:
         )
     known = parse_provenance(data.get("provenance"))
     yield PreferencePair(
-        prompt_text(data),
+        prompt_messages(data),
         text_cell(data, left),
         text_cell(data, right),
         None,
@@ -109,7 +109,7 @@ def read_label_studio(cells: Cells) -> Iterator[PreferencePair | str]:
 
 def label_studio_row(record: PreferenceRecord) -> Cells:
     """A task to import; the ledger's label is a prediction."""
-    data = {"prompt": record.prompt.prompt, "text1": record.known.a.text, "text2": record.known.b.text}
+    data = {"prompt": record.prompt.text, "text1": record.known.a.text, "text2": record.known.b.text}
     data |= {
         "comparison": record.known.comparison.id,
         "group": record.group,

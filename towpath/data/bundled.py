@@ -21,9 +21,9 @@ def is_bundled(corpus: Corpus | DataSummary) -> bool:
     if isinstance(corpus, DataSummary):
         return corpus.bundled
     prompts, answers = _bundled()
-    if not all(normalise(p.prompt) in prompts for p in corpus.prompts):
+    if not all(normalise(p.text) in prompts for p in corpus.prompts):
         return False
-    return all((normalise(d.prompt), d.response.strip()) in answers for d in corpus.demonstrations)
+    return all((normalise(d.text), d.response.strip()) in answers for d in corpus.demonstrations)
 
 
 @cache

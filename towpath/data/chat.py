@@ -7,13 +7,20 @@ the answer is tokenised separately.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from towpath.data.conversations import to_rows
 from towpath.data.template_encoder import Part, TemplateEncoder
-from towpath.data.template_renderer import TemplateRaised, get_renderer
+from towpath.data.template_renderer import TemplateFailed, TemplateRaised, get_renderer
 from towpath.errors import ModelError
+from towpath.reasoning import MARKERS, final_answer, markers_in
+from towpath.records import Message, Role
+
+Prompted = str | Sequence[Message]
+"""A user's turn as text, or a conversation that ends with one."""
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
@@ -36,10 +43,12 @@ LONG_PROBE = " ".join(f"word{number}" for number in range(600))
 """A longer text, since a template may treat long texts differently."""
 _PROMPT_PLACEHOLDER = "\u241eprompt\u241e"
 _ANSWER_PLACEHOLDER = "\u241eanswer\u241e"
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant", "user")
+"""Turns that show which markers a template writes between turns."""
 
 
 class Chat:
-    """Renders one user turn and one answer; prompt tokens are always a prefix of prompt + answer."""
+    """Renders conversations and answers; prompt tokens are always a prefix of prompt + answer."""
 
     def __init__(self, tokenizer: Any, template: str = "model") -> None:
         self.tokenizer = tokenizer
@@ -56,7 +65,10 @@ class Chat:
             )
         self._before_prompt, self._after_prompt = self._prompt_frame()
         self.lead, self.end = self._answer_frame()
-        self._encoder = TemplateEncoder(tokenizer, self._before_prompt + self._after_prompt + self.end)
+        one_turn = self._before_prompt + self._after_prompt + self.end
+        self._encoder = TemplateEncoder(tokenizer, one_turn + self._between_turns())
+        self._frames: dict[tuple[Role, ...], list[str]] = {}
+        """The template's text around each turn, by the roles of a conversation."""
         self._closing = self._encoder.closing(self.end)
         self._context = [Part(self._before_prompt, True), Part("x"), Part(self._after_prompt, True)]
         self._head, self._inner_before, self._inner_after, self._tail = self._fixed()
@@ -68,6 +80,8 @@ class Chat:
         )
         """Every token that ends an answer."""
         self.pad: int = pad_token(tokenizer, self.eos)
+        self._opened_reasoning = next((m for m in markers_in(self._after_prompt.rstrip()[-20:])), "")
+        self._reasoning_ids = reasoning_ids(tokenizer)
         self._require_template_tokens()
 
     def _prompt_frame(self) -> tuple[str, str]:
@@ -107,20 +121,69 @@ class Chat:
         lead, _, end = text[len(head) :].partition(_ANSWER_PLACEHOLDER)
         return lead, end
 
-    def render(self, prompt_text: str, answer_text: str | None = None) -> str:
+    def render(self, prompt: Prompted, answer: str | None = None) -> str:
         """The template's text of a prompt, or of a prompt and its answer."""
-        return self.rendered_by(self.tokenizer, prompt_text, answer_text)
+        return self.rendered_by(self.tokenizer, prompt, answer)
 
-    def rendered_by(self, tokenizer: Any, prompt_text: str, answer_text: str | None = None) -> str:
+    def rendered_by(self, tokenizer: Any, prompt: Prompted, answer: str | None = None) -> str:
         """`render` with another tokenizer's special tokens, in a process with limited time and memory."""
-        messages = _messages(prompt_text, answer_text)
+        rows = to_rows(as_messages(prompt))
+        if answer is not None:
+            rows.append({"role": "assistant", "content": answer})
         variables = template_variables(tokenizer)
-        return get_renderer().render(self.template, self.template_name, messages, answer_text is None, variables)
+        return get_renderer().render(self.template, self.template_name, rows, answer is None, variables)
 
-    def template_tokens(self, prompt_text: str, answer_text: str | None = None) -> list[int]:
-        """The tokens that apply_chat_template of transformers gives for a prompt, or a prompt and its answer."""
-        text = self.render(prompt_text.strip(), None if answer_text is None else answer_text.strip())
+    def template_tokens(self, prompt: Prompted, answer: str | None = None) -> list[int]:
+        """The tokens that apply_chat_template of transformers gives for a prompt, or a prompt and its answer; turns are
+        stripped of white space, earlier answers of their reasoning."""
+        messages = [Message(message.role, turn_text(message)) for message in as_messages(prompt)]
+        text = self.render(messages, None if answer is None else answer.strip())
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _between_turns(self) -> str:
+        """What the template writes around several turns, as far as it renders them."""
+        for roles in (_ROLES, _ROLES[1:]):
+            try:
+                return self.render([Message(role, "") for role in roles])
+            except TemplateRaised:
+                continue
+        return ""
+
+    def _frame(self, roles: tuple[Role, ...]) -> list[str]:
+        """The template's text before, between and after the turns of a conversation; ModelError if it does not write
+        every turn once, in order."""
+        if roles not in self._frames:
+            placeholders = [f"\u241eturn{number}\u241e" for number in range(len(roles))]
+            text = self.render([Message(role, text) for role, text in zip(roles, placeholders, strict=True)])
+            frame = re.split("|".join(placeholders), text)
+            if re.findall("\u241eturn\\d+\u241e", text) != placeholders:
+                raise TemplateFailed(
+                    f"the chat template does not render the turns {', '.join(roles)}",
+                    "a template renders every turn once and in order",
+                    "use model.template = 'chatml', or a template for conversations",
+                )
+            self._frames[roles] = frame
+            self._require_frame_tokens(roles)
+        return self._frames[roles]
+
+    def _require_frame_tokens(self, roles: tuple[Role, ...]) -> None:
+        """Raise ModelError if a conversation of probes differs from the template's own tokens."""
+        for shift in range(3):
+            messages = [Message(role, PROBES[(shift + i) % len(PROBES)]) for i, role in enumerate(roles)]
+            if self._conversation(messages) != self.template_tokens(messages):
+                del self._frames[roles]
+                raise TemplateFailed(
+                    f"the chat template renders the turns {', '.join(roles)} with other tokens than their parts have",
+                    "a model is trained on the tokens it is later prompted with",
+                    "use model.template = 'chatml', or a template that writes every turn unchanged",
+                )
+
+    def _conversation(self, messages: Sequence[Message]) -> list[int]:
+        frame = self._frame(tuple(message.role for message in messages))
+        parts = [Part(frame[0], True)]
+        for message, following in zip(messages, frame[1:], strict=True):
+            parts += [Part(turn_text(message)), Part(following, True)]
+        return self._encoder.encode(parts)
 
     def _fixed(self) -> tuple[list[int], str, str, list[int]]:
         """The tokens that every prompt begins and ends with, and the template text between them.
@@ -166,15 +229,22 @@ class Chat:
                     value, rule, "use model.template = 'chatml', or a template that writes the user's text unchanged"
                 )
 
-    def prompt(self, text: str) -> list[int]:
-        """Tokens up to the point where the answer begins."""
-        near = self._encoder.encode([Part(self._inner_before, True), Part(text.strip()), Part(self._inner_after, True)])
+    def prompt(self, prompt: Prompted) -> list[int]:
+        """Tokens of a prompt or a conversation up to the point where the answer begins."""
+        messages = as_messages(prompt)
+        if len(messages) > 1:
+            return self._conversation(messages)
+        text = messages[0].content.strip()
+        near = self._encoder.encode([Part(self._inner_before, True), Part(text), Part(self._inner_after, True)])
         return [*self._head, *near, *self._tail]
 
     def answer(self, text: str) -> list[int]:
         """Tokens of an answer after a prompt, including the token that ends the turn."""
         lead = "" if self.lead.strip() else self.lead
-        parts = [Part(lead, True), Part(text.strip()), Part(self._closing, True)]
+        text = text.strip()
+        if self._opened_reasoning:  # the prompt ends with this marker
+            text = text.removeprefix(self._opened_reasoning).lstrip()
+        parts = [Part(lead, True), Part(text), Part(self._closing, True)]
         whole = self._encoder.encode([*self._context, *parts])
         length = len(self._context_ids)
         ids = (
@@ -187,9 +257,17 @@ class Chat:
         return bool(ids) and ids[-1] in self.stops
 
     def text(self, ids: Sequence[int]) -> str:
-        """An answer's tokens as text, without stop tokens."""
-        text_ids = [token for token in ids if token not in self.stops]
-        return self.tokenizer.decode(text_ids, skip_special_tokens=True).strip()
+        """An answer's tokens as text, without stop tokens; markers of reasoning stay, also one that the template
+        wrote."""
+        text = self._opened_reasoning
+        pending: list[int] = []
+        for token in ids:
+            if token in self._reasoning_ids:
+                text += self.tokenizer.decode(pending, skip_special_tokens=True) + self._reasoning_ids[token]
+                pending = []
+            elif token not in self.stops:
+                pending.append(token)
+        return (text + self.tokenizer.decode(pending, skip_special_tokens=True)).strip()
 
     @property
     def ends_turns(self) -> bool:
@@ -209,9 +287,23 @@ class Chat:
         return self._encoder.holds_control(text)
 
 
-def _messages(prompt_text: str, answer_text: str | None) -> list[dict[str, str]]:
-    messages = [{"role": "user", "content": prompt_text}]
-    return messages if answer_text is None else [*messages, {"role": "assistant", "content": answer_text}]
+def as_messages(prompt: Prompted) -> Sequence[Message]:
+    """A prompt as messages: a text is one turn of the user."""
+    return [Message("user", prompt)] if isinstance(prompt, str) else prompt
+
+
+def turn_text(message: Message) -> str:
+    """The text of a turn as a template gets it: stripped, and an earlier answer without its reasoning, which models
+    are not shown again."""
+    text = final_answer(message.content) if message.role == "assistant" else message.content
+    return text.strip()
+
+
+def reasoning_ids(tokenizer: Any) -> dict[int, str]:
+    """Special tokens that mark reasoning, which decoding would drop."""
+    special = set(tokenizer.all_special_ids)
+    ids = {tokenizer.convert_tokens_to_ids(marker): marker for pair in MARKERS for marker in pair}
+    return {number: marker for number, marker in ids.items() if number in special and number != tokenizer.unk_token_id}
 
 
 def template_variables(tokenizer: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from towpath.data import corpus_reader, curate, recorded_preferences, row_files
 from towpath.data import refused_rows as refused
 from towpath.data.chat import Chat
+from towpath.data.context_budget import cut_findings
 from towpath.data.corpus import Corpus
 from towpath.data.file_cache import cache_file
 from towpath.data.token_lengths import TokenLengths, TooLong, find_too_long, limits_of, model_key, refused_rows
@@ -106,6 +107,9 @@ def _preferences(recipe: Recipe, survey: recorded_preferences.RecordedCounts, li
                 cause,
                 f"{remedy} with data.unusable = 'skip'" if severity == "error" else remedy,
             )
+    turns = [turns for turns, count in survey.cut.items() for _ in range(count)]
+    limit = f"data.max_prompt_tokens = {recipe.data.max_prompt_tokens}"
+    yield from cut_findings("recorded conversations", turns, limit)
     for reason, count in survey.left_out.items():
         evidence = f"{count} of {survey.comparisons} recorded comparisons are left out: {reason}"
         yield Finding("preferences", "warning", evidence, "what is trained on cannot be judged by", "")
@@ -197,10 +201,16 @@ def _lengths(
     limits = limits_of(recipe, lengths.context)
     skip = "or leave them out with data.unusable = 'skip'"
     texts = {
+        "template": (
+            "prompt-template",
+            "conversations cannot be rendered by the chat template",
+            "it raises an error, or does not write every turn, such as a system prompt",
+            f"use model.template = 'chatml' or another template, {skip}",
+        ),
         "prompt": (
             "prompt-length",
             f"prompts are longer than data.max_prompt_tokens = {cfg.max_prompt_tokens}",
-            "no prompt is cut",
+            "a turn is never cut",
             f"raise data.max_prompt_tokens, shorten them, {skip}",
         ),
         "context": (

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -39,6 +39,8 @@ class Corpus:
     """Prompts whose split was assigned at random (`data.heldout`), since their rows name none."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Extra columns of the prompts' rows, by prompt id, for reward functions."""
+    conversational: bool = False
+    """Whether rows give their prompts as messages, so that reward functions get messages, too."""
 
     @cached_property
     def column_names(self) -> frozenset[str]:
@@ -79,7 +81,8 @@ class Corpus:
     @cached_property
     def digests(self) -> Digests:
         """Content hashes, computed once."""
-        train = digest(self.train)
+        columns = {p.id: self.columns[p.id] for p in self.train if p.id in self.columns}
+        train = digest([self.train, columns] if columns else self.train)
         evaluated = digest([self.heldout, self.safety])
         return Digests(digest(self.demonstrations), train, evaluated, digest([train, evaluated]))
 
@@ -90,9 +93,11 @@ def digest(content: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A record as a dictionary of its fields, anything else as a list."""
+    """A record as a dictionary of its fields, a sequence as a list, anything else as text."""
     names = _names(type(value))
-    return {name: getattr(value, name) for name in names} if names else list(value)
+    if names:
+        return {name: getattr(value, name) for name in names}
+    return list(value) if isinstance(value, Iterable) else str(value)
 
 
 @cache

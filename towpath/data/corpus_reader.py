@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +14,14 @@ from towpath.data import fields, row_files
 from towpath.data import refused_rows as refused
 from towpath.data.corpus import Corpus
 from towpath.data.preference_rows import column_names
+from towpath.data.rankings import is_tree, tree_examples
 from towpath.data.refused_rows import Part, RefusedRow, refused_row
-from towpath.data.row_files import Cells, UnusableRow
+from towpath.data.row_files import Cells, Rows, UnusableRow
 from towpath.data.texts import normalise, require_text
 from towpath.errors import DataError, RecipeError
 from towpath.hashing import hash_uniform
 from towpath.recipe import Data
-from towpath.records import Demonstration, Finding, Prompt, Split
+from towpath.records import Conversation, Demonstration, Finding, Prompt, Split, opening, transcript
 
 R = TypeVar("R", Prompt, Demonstration)
 
@@ -49,6 +51,8 @@ def read_corpus(run: Path, data: Data, seed: int) -> Corpus:
         tuple(reader.refused),
         reader.locations,
         reader.random_splits,
+        reader.columns(prompts),
+        reader.conversational,
     )
 
 
@@ -82,6 +86,10 @@ class _Reader:
     """File and line of each record, by part and id."""
     random_splits: int = 0
     """Number of prompts without a named split."""
+    conversational: bool = False
+    """Whether rows of prompts give messages."""
+    _columns: dict[str, Cells] = field(default_factory=dict)
+    """Extra columns by location."""
     _named_splits: dict[str, Split] = field(default_factory=dict)
     """Splits that demonstrations name for their prompts."""
 
@@ -98,15 +106,28 @@ class _Reader:
                     if isinstance(cells, str):
                         raise UnusableRow(cells)
                     records += [(location, record) for record in make(cells, name)]
+                    if part == "prompts":
+                        self._note_columns(location, cells)
                 except UnusableRow as reason:
                     self.refused.append(refused_row(part, location, str(reason)))
         return records
+
+    def _note_columns(self, location: str, cells: Cells) -> None:
+        self.conversational = self.conversational or fields.is_conversational(cells)
+        extra = fields.extra_columns(cells)
+        if extra:
+            self._columns[location] = extra
+
+    def columns(self, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:
+        """The extra columns of prompts, by id."""
+        by_id = {p.id: self._columns.get(self.locations["prompts", p.id]) for p in prompts} if self._columns else {}
+        return {name: extra for name, extra in by_id.items() if extra}
 
     def _rows(self, part: Part, path: Path, name: str) -> Iterator[tuple[str, Cells | str]]:
         content = row_files.read_bytes(path)
         self.files[name] = hashlib.sha256(content).hexdigest()
         rows = 0
-        for line, cells in row_files.parse_rows(path, content):
+        for line, cells in _examples(row_files.parse_rows(path, content), part):
             rows += 1
             yield f"{name}:{line}", cells
         if not rows:
@@ -124,36 +145,40 @@ class _Reader:
 
     def prompt(self, cells: Cells, _file: str) -> Iterator[Prompt]:
         """The prompts of a row."""
-        for text, _ in fields.prompts_and_answers(cells, multi_turn=False):
-            yield _prompt(cells, text, bool(fields.harmful_flag(cells)), _split(cells) or self.random_split(text))
+        for messages, _ in fields.prompts_and_answers(cells):
+            split = _split(cells) or self.random_split(messages)
+            yield _prompt(cells, messages, bool(fields.harmful_flag(cells)), split)
 
     def safety_prompt(self, cells: Cells, file: str) -> Iterator[Prompt]:
         """The prompts of a row of the safety set, which must say whether they are harmful."""
         rule = next((value for key, value in self.data.safety_harmful.items() if _matches_name(file, key)), None)
         harmful = fields.resolve_harmful(cells, rule, file)
-        for text, _ in fields.prompts_and_answers(cells, multi_turn=False):
+        for messages, _ in fields.prompts_and_answers(cells):
             _split(cells)
-            yield _prompt(cells, text, harmful, "heldout")
+            yield _prompt(cells, messages, harmful, "heldout")
 
     def demonstration(self, cells: Cells, _file: str) -> Iterator[Demonstration]:
         """The demonstrations of a row."""
         split = _split(cells)
-        for text, response in fields.prompts_and_answers(cells, multi_turn=False):
+        for messages, response in fields.prompts_and_answers(cells):
             if response is None:
                 raise UnusableRow(f"no response (keys: {column_names(cells)})")
             require_text("response", response)
-            key = normalise(text)
+            key = normalise(transcript(messages))
             if split and self._named_splits.get(key) != "heldout":  # heldout wins over train
                 self._named_splits[key] = split
             named = fields.parse_name(cells, "prompt_id")
             style = fields.storable_text(cells, "style")
             domain = fields.storable_text(cells, "domain")
-            yield Demonstration(_id(cells), text, response, named, style, domain)
+            *history, last = messages
+            yield Demonstration(_id(cells), last.content, response, named, style, domain, tuple(history))
 
-    def random_split(self, text: str) -> Split:
-        """The split of a prompt without a named one, from its text alone, so that it is stable when rows are added."""
+    def random_split(self, messages: Conversation) -> Split:
+        """The split of a prompt without a named one: by the first turn of the user alone, so that it is stable when
+        rows are added, and all turns of a conversation are on one side."""
         self.random_splits += 1
-        return "heldout" if hash_uniform(self.seed, "heldout", normalise(text)) < self.data.heldout else "train"
+        draw = hash_uniform(self.seed, "heldout", normalise(opening(messages)))
+        return "heldout" if draw < self.data.heldout else "train"
 
     def assign_ids(self, part: Part, records: list[tuple[str, R]], locations: dict[str, str]) -> list[R]:
         """Give every record a unique id: its own, or one derived from its content."""
@@ -187,7 +212,7 @@ class _Reader:
         dropped = []
         taken = dict.fromkeys([*by_id, *safety_ids], "")
         for demonstration in demonstrations:
-            text = normalise(demonstration.prompt)
+            text = normalise(demonstration.text)
             name = demonstration.prompt_id
             location = self.locations["demonstrations", demonstration.id]
             if name in safety_ids:
@@ -195,13 +220,14 @@ class _Reader:
                     refused_row("demonstrations", location, f"prompt_id {name!r} belongs to the safety set")
                 )
                 continue
-            if name in by_id and normalise(by_id[name].prompt) != text:
+            if name in by_id and normalise(by_id[name].text) != text:
                 self.refused.append(refused_row("demonstrations", location, f"prompt_id {name!r} has another prompt"))
                 continue
             owners = [by_id[name]] if name in by_id else by_text.get(text, [])
             if not owners:
-                split = self._named_splits.get(text) or self.random_split(demonstration.prompt)
-                prompt = Prompt(name, demonstration.prompt, demonstration.domain or "general", split=split)
+                split = self._named_splits.get(text) or self.random_split(demonstration.messages)
+                domain = demonstration.domain or "general"
+                prompt = Prompt(name, demonstration.prompt, domain, split=split, history=demonstration.history)
                 prompt = prompt if name else replace(prompt, id=_unused_id("p", prompt, taken))
                 by_id[prompt.id], by_text[text], taken[prompt.id] = prompt, [prompt], ""
                 self.locations["prompts", prompt.id] = location
@@ -214,6 +240,14 @@ class _Reader:
                 replace(demonstration, prompt_id=owners[0].id, domain=demonstration.domain or owners[0].domain)
             )
         return linked, added, [_heldout_finding(dropped, len(demonstrations))] if dropped else []
+
+
+def _examples(rows: Rows, part: Part) -> Rows:
+    """The rows of a file; of message trees one row for each message of a user."""
+    first = list(islice(rows, 1))
+    if first and not isinstance(first[0][1], str) and is_tree(first[0][1]):
+        return tree_examples(chain(first, rows), answered=part == "demonstrations")
+    return chain(first, rows)
 
 
 def _unusable(run: Path, rows: list[RefusedRow]) -> DataError:
@@ -262,7 +296,7 @@ def _separate_ids(
 def _by_text(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
     same: dict[str, list[Prompt]] = {}
     for prompt in prompts:
-        same.setdefault(normalise(prompt.prompt), []).append(prompt)
+        same.setdefault(normalise(prompt.text), []).append(prompt)
     return same
 
 
@@ -275,7 +309,7 @@ def _heldout_finding(dropped: list[str], count: int) -> Finding:
 
 def _unused_id(prefix: str, record: Any, taken: dict[str, str]) -> str:
     """An id derived from content, with a number if it is taken."""
-    content = json.dumps([record.prompt, getattr(record, "response", "")])
+    content = json.dumps([record.text, getattr(record, "response", "")])
     stem = f"{prefix}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
     name = stem
     number = 1
@@ -285,18 +319,20 @@ def _unused_id(prefix: str, record: Any, taken: dict[str, str]) -> str:
     return name
 
 
-def _prompt(cells: Cells, text: str, harmful: bool, split: Split) -> Prompt:
+def _prompt(cells: Cells, messages: Conversation, harmful: bool, split: Split) -> Prompt:
+    *history, last = messages
     domain = fields.storable_text(cells, "domain") or "general"
     difficulty = fields.storable_text(cells, "difficulty") or "medium"
     return Prompt(
         _id(cells),
-        text,
+        last.content,
         domain,
         difficulty,
         fields.parse_words(cells, "about"),
         harmful,
         split,
         fields.parse_name(cells, "twin"),
+        tuple(history),
     )
 
 

@@ -62,13 +62,12 @@ def summary_key(run: Path, recipe: Recipe) -> str:
 
 def _settings(recipe: Recipe) -> list[Any]:
     """The settings that affect reading."""
-    settings: list[Any] = [
+    return [
         recipe.data.model_dump(mode="json", exclude={"preferences", "max_prompt_tokens"}),
         recipe.seed,
         model_key(recipe),
         asdict(limits_of(recipe, None)),
     ]
-    return settings
 
 
 def save_summary(run: Path, recipe: Recipe, name: str, summary: DataSummary) -> None:

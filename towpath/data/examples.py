@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from towpath.data import fields
-from towpath.data.preference_pairs import content_id
+from towpath.data.preference_pairs import content_id, prompt_id
 from towpath.data.row_files import Cells, UnusableRow, file_type, list_files, read_rows, write_rows
 from towpath.data.texts import require_text
 from towpath.errors import DataError
@@ -51,10 +51,14 @@ def write_examples(path: Path, records: Sequence[Prompt] | Sequence[Demonstratio
     if not records:
         raise DataError(f"nothing to write to {path}", "one or more records", "look at what was refused")
     made = [as_row(record) for record in records]
+    multi_turn = any(record.history for record in records)
     labelled = any(row.get("harmful") for row in made)
     for row in made:
         if not labelled:
             row.pop("harmful", None)
+        row["history"] = list(row["history"])
+        if not multi_turn:
+            del row["history"]
         if "about" in row:
             row["about"] = ";".join(row["about"]) if file_type(path) == ".csv" else list(row["about"])
     write_rows(path, made)
@@ -71,13 +75,18 @@ class _Collected:
 
     def add(self, location: str, prompt: Prompt, answer: str | None) -> None:
         """Add a prompt, with or without an answer."""
-        if self.prompts.get(prompt.id, prompt).prompt != prompt.prompt:
+        if self.prompts.get(prompt.id, prompt).messages != prompt.messages:
             raise UnusableRow(f"id {prompt.id!r} belongs to another prompt, at {self._locations[prompt.id]}")
         demonstration = (
             None
             if answer is None
             else Demonstration(
-                f"d-{content_id(prompt.prompt, answer)}", prompt.prompt, answer, prompt.id, domain=prompt.domain
+                f"d-{content_id(prompt.text, answer)}",
+                prompt.prompt,
+                answer,
+                prompt.id,
+                domain=prompt.domain,
+                history=prompt.history,
             )
         )
         name = prompt.id if demonstration is None else demonstration.id
@@ -99,15 +108,10 @@ def _examples(
     cells = fields.rename_columns(cells, columns)
     harmful = fields.harmful_flag(cells) if rule is None else fields.resolve_harmful(cells, rule, "this file")
     own = "" if fields.has_several_examples(cells) else fields.parse_name(cells, "id")
-    for prompt, answer in fields.prompts_and_answers(cells, multi_turn=True):
+    domain = fields.storable_text(cells, "domain") or "general"
+    for messages, answer in fields.prompts_and_answers(cells):
         if answer is not None:
             require_text("response", answer)
-        yield (
-            Prompt(
-                own or f"p-{content_id(prompt)}",
-                prompt,
-                fields.storable_text(cells, "domain") or "general",
-                harmful=bool(harmful),
-            ),
-            answer,
-        )
+        *history, last = messages
+        name = own or prompt_id(messages)
+        yield Prompt(name, last.content, domain, harmful=bool(harmful), history=tuple(history)), answer

@@ -4,10 +4,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from towpath.data.preference_rows import column_names, prompt_text, text_cell
+from towpath.data.conversations import parse_messages, role_error, split_last_answer
+from towpath.data.preference_rows import (
+    PROMPT_COLUMNS,
+    SYSTEM_COLUMNS,
+    column_names,
+    prompt_and_answers,
+    prompt_messages,
+    text_cell,
+    with_history,
+)
 from towpath.data.row_files import Cells, UnusableRow, json_type
 from towpath.data.texts import require_characters, require_text
-from towpath.data.transcripts import Turn, join_turns, parse_messages, role_error, split_last_answer
+from towpath.records import Conversation, Message
 
 ANSWERS = ("response", "output", "completion", "answer")
 _TRUTH = {
@@ -16,20 +25,42 @@ _TRUTH = {
 }
 _LABELS = ("safe", "unsafe", "harmful", "harmless")
 """Values of a column `label` that say whether a prompt is harmful; other labels mean something else."""
-ONE_TURN = "one user turn and at most one answer"
 UNSTATED = "nothing says whether it is harmful"
 
-Example = tuple[str, str | None]
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Columns that hold a whole conversation."""
+_OWN = frozenset(
+    (
+        *("id", "domain", "difficulty", "about", "harmful", "label", "split", "twin", "prompt_id", "style"),
+        *("history", "instances", "input", "chosen", "rejected"),
+        *CONVERSATIONS,
+        *PROMPT_COLUMNS,
+        *SYSTEM_COLUMNS,
+    )
+)
+"""Columns of a prompt's row that have a meaning here; others are passed to reward functions."""
+
+Example = tuple[Conversation, str | None]
 """A prompt, and its answer if the row has one."""
 
 
-def prompts_and_answers(cells: Cells, multi_turn: bool) -> list[Example]:
-    """The prompts of a row with their answers; multi-turn conversations become transcripts if `multi_turn`, else
-    UnusableRow."""
-    rows = _examples(cells, multi_turn)
+def prompts_and_answers(cells: Cells) -> list[Example]:
+    """The prompts of a row with their answers; of a preference the better one."""
+    rows = _examples(cells)
     for prompt, _ in rows:
-        require_text("prompt", prompt)
+        for message in prompt:
+            require_text("prompt", message.content)
     return rows
+
+
+def is_conversational(cells: Cells) -> bool:
+    """Whether the row gives its prompt as messages."""
+    return any(key in cells for key in CONVERSATIONS) or any(isinstance(cells.get(key), list) for key in PROMPT_COLUMNS)
+
+
+def extra_columns(cells: Cells) -> Cells:
+    """The columns of a prompt's row for reward functions: `reference`, and others without a meaning of their own."""
+    return {name: value for name, value in cells.items() if name not in _OWN}
 
 
 def harmful_flag(cells: Cells) -> bool | None:
@@ -105,35 +136,35 @@ def has_several_examples(cells: Cells) -> bool:
     return isinstance(instances, list) and len(instances) > 1
 
 
-def _examples(cells: Cells, multi_turn: bool) -> list[Example]:
-    key = next((key for key in ("messages", "conversations") if key in cells), None)
+def _examples(cells: Cells) -> list[Example]:
+    key = next((key for key in CONVERSATIONS if key in cells), None)
     if key is not None:
-        return [_conversation(parse_messages(cells[key], key), key, multi_turn)]
+        return [_conversation(cells, parse_messages(cells[key], key), key)]
     instances = cells.get("instances")
     if isinstance(instances, list) and "instruction" in cells:
         return [_instance(cells, instance) for instance in instances]
+    if "chosen" in cells and "rejected" in cells:
+        prompt, better, _ = prompt_and_answers(cells)
+        return [(prompt, better)]
     if isinstance(cells.get("prompt"), list):
-        return [_listed_prompt(cells, multi_turn)]
-    return [(prompt_text(cells), _answer(cells))]
+        return [_listed_prompt(cells)]
+    return [(prompt_messages(cells), _answer(cells))]
 
 
-def _conversation(turns: list[Turn], what: str, multi_turn: bool) -> Example:
-    roles = [role for role, _ in turns]
-    if not multi_turn and roles not in (["user"], ["user", "assistant"]):
-        raise UnusableRow(f"{what} with roles {', '.join(roles) or '(none)'}: {ONE_TURN}")
-    if role_error(turns) == "":
-        return join_turns(turns), None
-    before, answer = split_last_answer(turns, what)
-    return join_turns(before), answer
+def _conversation(cells: Cells, messages: list[Message], what: str) -> Example:
+    if role_error(messages) == "":
+        return with_history(cells, messages, what), None
+    before, answer = split_last_answer(messages, what)
+    return with_history(cells, list(before), what), answer
 
 
-def _listed_prompt(cells: Cells, multi_turn: bool) -> Example:
+def _listed_prompt(cells: Cells) -> Example:
     """A prompt as a list of messages; its answer is another list, or text."""
-    turns = parse_messages(cells["prompt"], "prompt")
+    messages = parse_messages(cells["prompt"], "prompt")
     answer = cells.get("completion")
     if isinstance(answer, list):
-        return _conversation([*turns, *parse_messages(answer, "completion")], "prompt and completion", multi_turn)
-    prompt, answered = _conversation(turns, "prompt", multi_turn)
+        return _conversation(cells, [*messages, *parse_messages(answer, "completion")], "prompt and completion")
+    prompt, answered = _conversation(cells, messages, "prompt")
     return prompt, _answer(cells) if answered is None else answered
 
 
@@ -143,16 +174,15 @@ def _answer(cells: Cells) -> str | None:
         return None
     if not isinstance(cells[key], list):
         return text_cell(cells, key)
-    turns = parse_messages(cells[key], key)
-    if len(turns) != 1 or turns[0][0] != "assistant":
+    messages = parse_messages(cells[key], key)
+    if len(messages) != 1 or messages[0].role != "assistant":
         raise UnusableRow(f"{key} is not one answer of the assistant")
-    return turns[0][1]
+    return messages[0].content
 
 
 def _instance(cells: Cells, instance: Any) -> Example:
     """One of several inputs and outputs under an instruction, as in Self-Instruct."""
     if not isinstance(instance, dict):
         raise UnusableRow("instances is not a list of {input, output}")
-    return prompt_text({"instruction": cells["instruction"], "input": instance.get("input")}), text_cell(
-        instance, "output"
-    )
+    prompt = prompt_messages({"instruction": cells["instruction"], "input": instance.get("input")})
+    return prompt, text_cell(instance, "output")

@@ -20,10 +20,10 @@ from towpath.data.preference_rows import (
     read_each,
     transcript_row,
 )
-from towpath.data.rankings import ANSWERS, read_ranking, read_trees
+from towpath.data.rankings import ANSWERS, is_tree, read_ranking, read_trees
 from towpath.data.row_files import Cells, Rows, UnusableRow, file_type, list_files, read_rows, write_rows
 from towpath.errors import DataError
-from towpath.records import Prompt
+from towpath.records import Conversation, Prompt
 from towpath.store.store import Store
 
 ImportFormat = Literal["pairs", "comparisons", "rankings", "trees", "argilla", "label-studio"]
@@ -68,15 +68,16 @@ def read_preferences(
     kind: Kind = "person",
     rater: str = "",
     prompts: Iterable[Prompt] = (),
+    cut: Callable[[Conversation], Conversation] = lambda messages: messages,
 ) -> Imported:
     """Read preferences from a file or a folder; every unusable row is listed with its reason.
 
     `name` is the name of the source (default: the file's), `rater` the rater where rows name none. `prompts` are the
-    run's prompts: a question among them keeps its id and its split.
+    run's prompts: a question among them keeps its id and its split. `cut` shortens conversations that are too long.
     """
     if format != "auto" and format not in _READERS:
         raise DataError(f"format {format!r}", "auto, " + ", ".join(get_args(ImportFormat)), "name one of these")
-    importer = PairImporter(f"import:{name or _stem(path)}", kind, rater, prompts)
+    importer = PairImporter(f"import:{name or _stem(path)}", kind, rater, prompts, cut)
     row_count = 0
     for file in list_files(path):
         name_of_file = file.relative_to(path).as_posix() if path.is_dir() else file.name
@@ -145,7 +146,7 @@ def _read(file: Path, format: str) -> Iterator[tuple[int, PreferencePair | str]]
 
 def _detect_format(file: Path, cells: Cells) -> ImportFormat:
     """The format of a file, from the columns of its first row."""
-    if "message_id" in cells or "message_tree_id" in cells:
+    if is_tree(cells):
         return "trees"
     if isinstance(cells.get("fields"), dict):
         return "argilla"

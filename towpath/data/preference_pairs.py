@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from towpath.data.row_files import UnusableRow
 from towpath.data.texts import normalise, require_text
-from towpath.records import Choice, Comparison, Completion, Judgement, Prompt, Split, as_row
+from towpath.records import Choice, Comparison, Completion, Conversation, Judgement, Prompt, Split, as_row, transcript
 
 Kind = Literal["person", "judge", "rule", "simulated"]
 _OPPOSITE: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
@@ -37,7 +37,7 @@ class SourceRecords:
 class PreferencePair:
     """Two answers to one prompt, the row's own verdict, and judgements of named raters, without key and comparison."""
 
-    prompt: str
+    prompt: Conversation
     a: str
     b: str
     verdict: Judgement | None = None
@@ -99,17 +99,29 @@ def content_id(*parts: str) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
+def prompt_id(messages: Conversation) -> str:
+    """The id of an imported prompt, from its content."""
+    return f"p-{content_id(transcript(messages))}"
+
+
 class PairImporter:
     """Converts pairs to consistent records, one at a time."""
 
-    def __init__(self, source: str, kind: Kind = "person", rater: str = "", prompts: Iterable[Prompt] = ()) -> None:
+    def __init__(
+        self,
+        source: str,
+        kind: Kind = "person",
+        rater: str = "",
+        prompts: Iterable[Prompt] = (),
+        cut: Callable[[Conversation], Conversation] = lambda messages: messages,
+    ) -> None:
         self.source = source
+        self.cut = cut
+        """Shortens conversations that are too long."""
         self.kind = kind
         self.rater = rater or source
-        self._ours = {p.prompt: p for p in prompts}
-        self._splits: dict[str, Split] = {
-            normalise(p.prompt): p.split for p in self._ours.values() if p.split != "train"
-        }
+        self._ours = {p.messages: p for p in prompts}
+        self._splits: dict[str, Split] = {normalise(p.text): p.split for p in self._ours.values() if p.split != "train"}
         self._prompts: dict[str, Prompt] = {}
         self._completions: dict[str, Completion] = {}
         self._comparisons: dict[str, Comparison] = {}
@@ -123,6 +135,7 @@ class PairImporter:
             return self._refuse(location, pair)
         try:
             _require_texts(pair)
+            pair = replace(pair, prompt=self.cut(pair.prompt))
             comparison, swapped, ours = self._comparison_of(pair)
             self._locations.setdefault(comparison.id, location)
             self._add_judgements(location, pair, comparison, swapped, ours)
@@ -176,9 +189,11 @@ class PairImporter:
     def _prompt(self, pair: PreferencePair) -> Prompt:
         if pair.prompt in self._ours:
             return self._ours[pair.prompt]
-        name = f"p-{content_id(pair.prompt)}"
-        split: Split = self._splits.get(normalise(pair.prompt), "train")
-        return self._prompts.get(name) or Prompt(name, pair.prompt, pair.domain or "general", split=split)
+        name = prompt_id(pair.prompt)
+        split: Split = self._splits.get(normalise(transcript(pair.prompt)), "train")
+        *history, last = pair.prompt
+        prompt = Prompt(name, last.content, pair.domain or "general", split=split, history=tuple(history))
+        return self._prompts.get(name) or prompt
 
     def _completion(self, prompt: Prompt, text: str) -> Completion:
         return Completion(f"c-{content_id(prompt.id, text)}", prompt.id, self.source, text, (), (), "stop")
@@ -228,7 +243,8 @@ class PairImporter:
 
 
 def _require_texts(pair: PreferencePair) -> None:
-    for what, text in (("prompt", pair.prompt), ("answer", pair.a), ("answer", pair.b)):
+    prompt = [("prompt", message.content) for message in pair.prompt]
+    for what, text in (*prompt, ("answer", pair.a), ("answer", pair.b)):
         require_text(what, text)
     if pair.a.strip() == pair.b.strip():
         raise UnusableRow("identical answers")
@@ -244,7 +260,9 @@ def _matches_texts(known: SourceRecords, pair: PreferencePair) -> bool:
     ) and known.a.prompt_id == known.b.prompt_id == known.prompt.id
     whole = whole and all(j.comparison == c.id and j.key for j in known.judgements)
     texts = [{text.strip() for text in both} for both in ((known.a.text, known.b.text), (pair.a, pair.b))]
-    return whole and known.prompt.prompt.strip() == pair.prompt.strip() and texts[0] == texts[1]
+    # tools without conversations hold the transcript as the text of one turn
+    same_prompt = normalise(known.prompt.text) == normalise(transcript(pair.prompt))
+    return whole and same_prompt and texts[0] == texts[1]
 
 
 def _swap_sides(j: Judgement, swapped: bool) -> Judgement:

@@ -5,22 +5,24 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, get_args
 
+from towpath.data.conversations import (
+    format_transcript,
+    is_transcript,
+    parse_history,
+    parse_messages,
+    parse_transcript,
+    prompt_cells,
+    require_prompt,
+    split_last_answer,
+    to_rows,
+)
 from towpath.data.preference_pairs import Kind, PreferencePair, draft_judgement, parse_provenance
 from towpath.data.preference_record import PreferenceRecord
 from towpath.data.row_files import Cells, Rows, UnusableRow, json_type
-from towpath.data.transcripts import (
-    Turn,
-    format_transcript,
-    join_turns,
-    parse_messages,
-    parse_transcript,
-    split_last_answer,
-    split_turns,
-    to_messages,
-)
-from towpath.records import Choice, Judgement
+from towpath.records import Choice, Conversation, Judgement, Message
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "prompts_final")
+SYSTEM_COLUMNS = ("system", "system_prompt")
 ANSWER_COLUMNS = (
     ("a", "b"),
     ("answer_a", "answer_b"),
@@ -68,7 +70,7 @@ def read_each(
 
 def read_chosen_rejected(cells: Cells) -> Iterator[PreferencePair]:
     """A row with `chosen` and `rejected`, with a prompt or with a shared beginning."""
-    prompt, better, worse = _prompt_and_answers(cells)
+    prompt, better, worse = prompt_and_answers(cells)
     yield _build_pair(cells, prompt, better, worse, _verdict(cells, "a"))
 
 
@@ -78,9 +80,10 @@ def read_comparison(cells: Cells) -> Iterator[PreferencePair]:
     one = cells[left]
     two = cells[right]
     if isinstance(one, list) or isinstance(two, list):
-        prompt, first, second = _shared_prompt(parse_messages(one, left), parse_messages(two, right), (left, right))
+        answers = parse_messages(one, left), parse_messages(two, right)
+        prompt, first, second = _prompt_and_last_answers(cells, answers, (left, right))
     else:
-        prompt = prompt_text(cells)
+        prompt = prompt_messages(cells)
         first = text_cell(cells, left)
         second = text_cell(cells, right)
     winner = str(cells.get("choice", cells.get("winner")) or "").strip()
@@ -98,17 +101,41 @@ def answer_columns(cells: Cells) -> tuple[str, str]:
     return columns
 
 
-def prompt_text(cells: Cells) -> str:
-    """The prompt of a row as text; several messages become a transcript."""
+def prompt_messages(cells: Cells) -> Conversation:
+    """The prompt of a row: a text, messages or an HH transcript, after `history` and a system prompt if there are
+    any."""
     key = next((key for key in PROMPT_COLUMNS if key in cells), None)
     if key is None:
         raise UnusableRow(f"no prompt (keys: {column_names(cells)})")
     if isinstance(cells[key], list):
-        return join_turns(_question_turns(parse_messages(cells[key], key)))
-    if text_cell(cells, key).startswith("\n\nHuman:") and text_cell(cells, key).rstrip().endswith("\n\nAssistant:"):
-        return join_turns(split_last_answer(parse_transcript(text_cell(cells, key)), key)[0])
+        return with_history(cells, parse_messages(cells[key], key), key)
+    text = text_cell(cells, key)
+    if is_transcript(text):
+        messages = parse_transcript(text)
+        if messages[-1] == Message("assistant", ""):
+            messages.pop()
+        return with_history(cells, messages, key)
     more = text_cell(cells, "input") if key == "instruction" and cells.get("input") else ""
-    return text_cell(cells, key) + (f"\n\n{more}" if more.strip() else "")
+    text += f"\n\n{more}" if more.strip() else ""
+    return with_history(cells, [Message("user", text)], key)
+
+
+def with_history(cells: Cells, messages: list[Message], what: str) -> Conversation:
+    """Messages after the row's system prompt and `history`, as a prompt."""
+    history = parse_history(cells["history"]) if cells.get("history") else []
+    conversation = [*history, *messages]
+    if len(conversation) == 1 and conversation[0].role == "user":
+        conversation = [*_system_message(cells), *conversation]
+        return tuple(conversation)  # an empty prompt has a message of its own
+    if not any(message.role == "system" for message in conversation):
+        conversation = [*_system_message(cells), *conversation]
+    return require_prompt(conversation, what)
+
+
+def _system_message(cells: Cells) -> list[Message]:
+    """The row's system prompt in a column of its own."""
+    texts = [text_cell(cells, key) for key in SYSTEM_COLUMNS if cells.get(key)]
+    return [Message("system", text) for text in texts[:1] if text.strip()]
 
 
 def text_cell(cells: Cells, key: str) -> str:
@@ -135,45 +162,54 @@ def parse_choice(value: Any, names: tuple[str, str] | None = None) -> Choice | N
     return _CHOICES.get(word.lower())
 
 
-def _prompt_and_answers(cells: Cells) -> tuple[str, str, str]:
+def prompt_and_answers(cells: Cells) -> tuple[Conversation, str, str]:
+    """The prompt of a row with `chosen` and `rejected`, and both answers."""
     if "chosen" not in cells or "rejected" not in cells:
         raise UnusableRow(f"no chosen and rejected (keys: {column_names(cells)})")
     better = cells["chosen"]
     worse = cells["rejected"]
+    names = ("chosen", "rejected")
     if isinstance(better, list) and isinstance(worse, list):
-        turns = parse_messages(better, "chosen"), parse_messages(worse, "rejected")
-        if all(len(one) == 1 for one in turns):
-            return prompt_text(cells), _single_answer(turns[0], "chosen"), _single_answer(turns[1], "rejected")
-        return _shared_prompt(*turns, ("chosen", "rejected"))
+        answers = parse_messages(better, names[0]), parse_messages(worse, names[1])
+        return _prompt_and_last_answers(cells, answers, names)
     one = text_cell(cells, "chosen")
     two = text_cell(cells, "rejected")
     if any(cells.get(key) for key in PROMPT_COLUMNS):
-        return prompt_text(cells), one, two
+        return prompt_messages(cells), one, two
     for what, answer in (("chosen", one), ("rejected", two)):
         if not answer.strip():
             raise UnusableRow(f"{what} is empty")
-    return _shared_prompt(parse_transcript(one), parse_transcript(two), ("chosen", "rejected"))
+    return _shared_prompt(cells, (parse_transcript(one), parse_transcript(two)), names)
 
 
-def _shared_prompt(one: list[Turn], two: list[Turn], names: tuple[str, str]) -> tuple[str, str, str]:
+def _prompt_and_last_answers(
+    cells: Cells, answers: tuple[list[Message], list[Message]], names: tuple[str, str]
+) -> tuple[Conversation, str, str]:
+    """The prompt and the last messages of two lists, which hold the answer alone or the whole conversation."""
+    if all(len(messages) == 1 for messages in answers):
+        return prompt_messages(cells), _single_answer(answers[0], names[0]), _single_answer(answers[1], names[1])
+    return _shared_prompt(cells, answers, names)
+
+
+def _shared_prompt(
+    cells: Cells, conversations: tuple[list[Message], list[Message]], names: tuple[str, str]
+) -> tuple[Conversation, str, str]:
     """The prompt that two conversations share, and their last answers."""
-    (before, first), (other, second) = split_last_answer(one, names[0]), split_last_answer(two, names[1])
+    (before, first), (other, second) = (
+        split_last_answer(messages, name) for messages, name in zip(conversations, names, strict=True)
+    )
     if before != other:
         raise UnusableRow("the prompt is not shared: the conversations part before the last answer")
-    return join_turns(before), first, second
+    return with_history(cells, list(before), names[0]), first, second
 
 
-def _single_answer(turns: list[Turn], what: str) -> str:
-    if turns[0][0] != "assistant":
-        raise UnusableRow(f"{what}: roles out of order: {turns[0][0]} where the assistant should answer")
-    return turns[0][1]
+def _single_answer(messages: list[Message], what: str) -> str:
+    if messages[0].role != "assistant":
+        raise UnusableRow(f"{what}: roles out of order: {messages[0].role} where the assistant should answer")
+    return messages[0].content
 
 
-def _question_turns(turns: list[Turn]) -> list[Turn]:
-    return split_last_answer([*turns, ("assistant", "")], "prompt")[0]
-
-
-def _build_pair(cells: Cells, prompt: str, a: str, b: str, verdict: Judgement | None) -> PreferencePair:
+def _build_pair(cells: Cells, prompt: Conversation, a: str, b: str, verdict: Judgement | None) -> PreferencePair:
     group = cells.get("group")
     return PreferencePair(
         prompt,
@@ -246,41 +282,30 @@ def _whole_number(cells: Cells, key: str) -> int | None:
 
 
 def plain_row(record: PreferenceRecord) -> Cells:
-    """prompt, chosen, rejected as text."""
+    """prompt, chosen, rejected as text; earlier turns in `history`."""
     better, worse = record.ordered
-    return {"prompt": record.prompt.prompt, "chosen": better.text, "rejected": worse.text} | _extras(record)
+    return prompt_cells(record.prompt) | {"chosen": better.text, "rejected": worse.text} | _extras(record)
 
 
 def conversational_row(record: PreferenceRecord) -> Cells:
     """prompt, chosen, rejected as lists of {role, content}."""
-    better, worse = (to_messages([("assistant", c.text)]) for c in record.ordered)
-    return {"prompt": to_messages(split_turns(record.prompt.prompt)), "chosen": better, "rejected": worse} | _extras(
-        record
-    )
+    better, worse = (to_rows([Message("assistant", c.text)]) for c in record.ordered)
+    return {"prompt": to_rows(record.prompt.messages), "chosen": better, "rejected": worse} | _extras(record)
 
 
 def transcript_row(record: PreferenceRecord) -> Cells:
     """chosen and rejected as whole transcripts, as in HH."""
-    turns = [[*split_turns(record.prompt.prompt), ("assistant", c.text)] for c in record.ordered]
-    if any(role == "system" for role, _ in turns[0]):
-        raise UnusableRow("a system message has no place in a transcript")
-    better, worse = (format_transcript(one) for one in turns)
-    if any(
-        parse_transcript(transcript) != [(role, content.strip()) for role, content in one]
-        for transcript, one in zip((better, worse), turns, strict=True)
-    ):
-        raise UnusableRow("a text holds the mark of another turn (a blank line, then Human: or Assistant:)")
+    better, worse = (format_transcript([*record.prompt.messages, Message("assistant", c.text)]) for c in record.ordered)
     return {"chosen": better, "rejected": worse} | _extras(record)
 
 
 def comparison_row(record: PreferenceRecord) -> Cells:
     """prompt, a, b and the choice, including ties and pairs without judgements."""
-    return {
-        "prompt": record.prompt.prompt,
-        "a": record.known.a.text,
-        "b": record.known.b.text,
-        "choice": record.choice or "",
-    } | _extras(record)
+    return (
+        prompt_cells(record.prompt)
+        | {"a": record.known.a.text, "b": record.known.b.text, "choice": record.choice or ""}
+        | _extras(record)
+    )
 
 
 def _extras(record: PreferenceRecord) -> Cells:

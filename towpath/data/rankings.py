@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from towpath.data.conversations import role_error, to_rows
 from towpath.data.preference_pairs import PreferencePair, content_id, draft_judgement
-from towpath.data.preference_rows import column_names, prompt_text, text_cell
+from towpath.data.preference_rows import column_names, prompt_messages, text_cell
 from towpath.data.row_files import Cells, Rows, UnusableRow
-from towpath.data.transcripts import join_turns, role_error
-from towpath.records import Choice
+from towpath.records import Choice, Conversation, Message, transcript
 
 ANSWERS = ("answers", "responses", "completions", "candidates", "ranking")
 _TEXTS = ("answer", "response", "text", "content", "output", "completion")
@@ -19,7 +19,7 @@ _SCORES = ("score", "overall_score", "rating")
 
 def read_ranking(cells: Cells) -> Iterator[PreferencePair]:
     """The K (K - 1) / 2 pairs of a row with K answers: best first, or with ranks or scores."""
-    prompt = prompt_text(cells)
+    prompt = prompt_messages(cells)
     key = next((key for key in ANSWERS if isinstance(cells.get(key), list)), None)
     if key is None:
         raise UnusableRow(f"no list of answers (keys: {column_names(cells)})")
@@ -27,13 +27,13 @@ def read_ranking(cells: Cells) -> Iterator[PreferencePair]:
     if len(answers) < 2:
         raise UnusableRow(f"{len(answers)} answers: a ranking has two or more")
     ranks = _ranks(cells, cells[key])
-    group = str(cells.get("group") or content_id("ranking", prompt, *answers))
+    group = str(cells.get("group") or content_id("ranking", transcript(prompt), *answers))
     for i, j in combinations(range(len(answers)), 2):
         yield _pair(prompt, (answers[i], answers[j]), (ranks[i], ranks[j]), group, text_cell(cells, "domain"))
 
 
 def _pair(
-    prompt: str, answers: tuple[str, str], ranks: tuple[float, float], group: str, domain: str = ""
+    prompt: Conversation, answers: tuple[str, str], ranks: tuple[float, float], group: str, domain: str = ""
 ) -> PreferencePair:
     choice: Choice = "a" if ranks[0] < ranks[1] else "b" if ranks[0] > ranks[1] else "tie"
     judgement = draft_judgement(choice, details={"gap": abs(ranks[0] - ranks[1]), "shown": "unknown"})
@@ -77,24 +77,57 @@ class _Message:
 
 def read_trees(rows: Rows) -> Iterator[tuple[int, PreferencePair | str]]:
     """Pairs of ranked replies in message trees as in OASST, flat with `parent_id` or nested with `replies`."""
-    messages: dict[str, _Message] = {}
-    for line, cells in rows:
-        for message in [cells] if isinstance(cells, str) else _messages(line, cells):
-            if isinstance(message, str):
-                yield line, message
-            elif message.id in messages:
-                yield line, f"message_id {message.id!r} is there already, in line {messages[message.id].line}"
-            else:
-                messages[message.id] = message
+    messages, problems = _collect(rows)
+    yield from problems
     replies: dict[str, list[_Message]] = {}
     for message in messages.values():
         if message.parent and message.parent not in messages:
-            yield message.line, f"its parent {message.parent!r} is not in the file, or cannot be used"
+            yield message.line, _orphan_reason(message)
         elif message.parent and message.role == "assistant":
             replies.setdefault(message.parent, []).append(message)
     for parent, siblings in replies.items():
         if len(siblings) > 1:
             yield from _siblings(messages, parent, siblings)
+
+
+def is_tree(cells: Cells) -> bool:
+    """Whether a row belongs to message trees."""
+    return "message_id" in cells or "message_tree_id" in cells
+
+
+def tree_examples(rows: Rows, answered: bool) -> Rows:
+    """Message trees as rows: each message of a user with the conversation before it, and the best reply to it; with
+    `answered` only messages that have one."""
+    messages, problems = _collect(rows)
+    yield from problems
+    replies: dict[str, list[_Message]] = {}
+    for message in messages.values():
+        if message.role == "assistant":
+            replies.setdefault(message.parent, []).append(message)
+            if answered and message.parent not in messages:
+                yield message.line, _orphan_reason(message)
+    for message in messages.values():
+        if message.role != "prompter":
+            continue
+        conversation = _conversation(messages, message.id)
+        if isinstance(conversation, UnusableRow):
+            yield message.line, str(conversation)
+            continue
+        cells: Cells = {"id": message.id, "prompt": to_rows(conversation), "prompt_id": message.id}
+        best = min(replies.get(message.id, ()), key=_rank_order, default=None)
+        if best:
+            cells["response"] = best.text
+        if best or not answered:
+            yield message.line, cells
+
+
+def _orphan_reason(message: _Message) -> str:
+    return f"its parent {message.parent!r} is not in the file, or cannot be used"
+
+
+def _rank_order(message: _Message) -> tuple[bool, int]:
+    """Lower is better; messages without a rank come last."""
+    return message.rank is None, message.rank or 0
 
 
 def _siblings(
@@ -108,6 +141,22 @@ def _siblings(
     yield from ((message.line, "no rank, beside other replies") for message in siblings if message.rank is None)
     for (one, first), (two, second) in combinations(ranked, 2):
         yield max(one.line, two.line), _pair(prompt, (one.text, two.text), (first, second), parent)
+
+
+def _collect(rows: Rows) -> tuple[dict[str, _Message], list[tuple[int, str]]]:
+    """The messages of all rows by id, and what cannot be read."""
+    messages: dict[str, _Message] = {}
+    problems = []
+    for line, cells in rows:
+        for message in [cells] if isinstance(cells, str) else _messages(line, cells):
+            if isinstance(message, str):
+                problems.append((line, message))
+            elif message.id in messages:
+                text = f"message_id {message.id!r} is there already, in line {messages[message.id].line}"
+                problems.append((line, text))
+            else:
+                messages[message.id] = message
+    return messages, problems
 
 
 def _messages(line: int, cells: Cells) -> Iterator[_Message | str]:
@@ -135,20 +184,15 @@ def _messages(line: int, cells: Cells) -> Iterator[_Message | str]:
         stack += [(reply, name) for reply in reversed(nested if isinstance(nested, list) else [])]
 
 
-def _conversation(messages: dict[str, _Message], last: str) -> str | UnusableRow:
+def _conversation(messages: dict[str, _Message], last: str) -> Conversation | UnusableRow:
     """The prompt that ends with a message: the conversation up to it."""
-    turns: list[tuple[str, str]] = []
+    turns: list[Message] = []
     while last and len(turns) <= len(messages):
         message = messages.get(last)
         if message is None:
             return UnusableRow(f"the conversation before it is not whole: {last!r} is not there")
-        turns.append(("user" if message.role == "prompter" else "assistant", message.text))
+        turns.append(Message("user" if message.role == "prompter" else "assistant", message.text))
         last = message.parent
     turns.reverse()
     wrong = "the messages run in a circle" if last else role_error(turns)
-    if wrong:
-        return UnusableRow(wrong)
-    try:
-        return join_turns(turns)
-    except UnusableRow as reason:
-        return reason
+    return UnusableRow(wrong) if wrong else tuple(turns)

@@ -83,7 +83,7 @@ def json_type(value: Any) -> str:
 
 
 def write_rows(path: Path, rows: Sequence[Cells]) -> None:
-    """Write rows with the same columns to a file atomically."""
+    """Write rows to a file atomically."""
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         raise DataError(
@@ -188,14 +188,28 @@ def _write_json(path: Path, rows: Iterable[Cells]) -> None:
 
 def _write_csv(path: Path, rows: Sequence[Cells]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        write_csv(file, rows, list(rows[0]) if rows else [])
+        write_csv(file, [_as_texts(row) for row in rows], _all_columns(rows))
+
+
+def _as_texts(row: Cells) -> Cells:
+    """The row with lists and objects as JSON text."""
+    return {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+        for name, value in row.items()
+    }
+
+
+def _all_columns(rows: Sequence[Cells]) -> list[str]:
+    """The columns of all rows, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _write_parquet(path: Path, rows: Sequence[Cells]) -> None:
     import pyarrow  # slow to import, and few files need it
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    blank: Cells = dict.fromkeys(_all_columns(rows))
+    parquet.write_table(pyarrow.Table.from_pylist([blank | row for row in rows]), path)
 
 
 _READERS: dict[str, Callable[[bytes], Rows]] = {

@@ -6,16 +6,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from towpath.data.chat import Chat
+from towpath.data.chat import Chat, Prompted, as_messages
+from towpath.data.context_budget import cut_corpus
 from towpath.data.corpus import Corpus
 from towpath.data.file_cache import code_fingerprint, read_cache, write_cache
 from towpath.data.refused_rows import Part, RefusedRow, refused_row
+from towpath.data.template_renderer import TemplateFailed
 from towpath.recipe import Recipe
+from towpath.records import Demonstration, transcript
 
 MAX_CACHED = 100_000
 """Cached counts of texts not in the current data; skipped rows are among them, which `status` needs."""
 
-Limit = Literal["prompt", "context", "row"]
+TEMPLATE_REASON = "the chat template does not render a conversation with these roles"
+UNRENDERABLE = -1
+"""The count of a conversation that the chat template cannot render."""
+
+Limit = Literal["prompt", "context", "row", "template"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +73,16 @@ class TokenLengths:
         self._used: dict[str, int] = {}
         self._stale = not fits or any(cached.get(key) != value for key, value in self._head.items())
 
-    def prompt(self, text: str) -> int | None:
-        """Tokens of a prompt, including the template."""
-        return self._count("p", text, self._chat.prompt if self._chat else None)
+    def prompt(self, prompt: Prompted) -> int | None:
+        """Tokens of a prompt, including the template; UNRENDERABLE if the template refuses the conversation."""
+        chat = self._chat
+        text = transcript(as_messages(prompt))
+        return self._count("p", text, (lambda: prompt_tokens(chat, prompt)) if chat else None)
 
     def answer(self, text: str) -> int | None:
         """Tokens of an answer, including EOS."""
-        return self._count("a", text, self._chat.answer if self._chat else None)
+        chat = self._chat
+        return self._count("a", text, (lambda: len(chat.answer(text))) if chat else None)
 
     def save(self) -> None:
         """Cache the counts; counts of other data are dropped if they are most of the cache."""
@@ -82,11 +92,11 @@ class TokenLengths:
         if self._chat and (self._stale or tokens.keys() != self._cached.keys()):
             write_cache(self._cache, self._head | {"tokens": tokens})
 
-    def _count(self, kind: str, text: str, encode: Callable[[str], list[int]] | None) -> int | None:
+    def _count(self, kind: str, text: str, measure: Callable[[], int] | None) -> int | None:
         key = kind + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         count = self._used.get(key, self._cached.get(key))
-        if count is None and encode is not None:
-            count = len(encode(text))
+        if count is None and measure is not None:
+            count = measure()
         if count is not None:
             self._used[key] = count
         return count
@@ -99,11 +109,13 @@ def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: LengthLimits) -
         one
         for part, prompts in parts
         for p in prompts
-        for one in _prompt(part, p.id, lengths.prompt(p.prompt) or 0, limits)
+        for one in _prompt(part, p.id, lengths.prompt(p.messages) or 0, limits)
     ]
     for d in corpus.demonstrations:
-        tokens = (lengths.prompt(d.prompt) or 0) + (lengths.answer(d.response) or 0)
-        if limits.context and tokens > limits.context:
+        tokens = row_tokens(d, lengths)
+        if lengths.prompt(d.messages) == UNRENDERABLE:
+            records.append(TooLong("demonstrations", d.id, 0, "template", TEMPLATE_REASON))
+        elif limits.context and tokens > limits.context:
             records.append(
                 TooLong(
                     "demonstrations",
@@ -114,6 +126,21 @@ def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: LengthLimits) -
                 )
             )
     return records
+
+
+def row_tokens(demonstration: Demonstration, lengths: TokenLengths) -> int:
+    """Tokens of a demonstration with its prompt."""
+    return (lengths.prompt(demonstration.messages) or 0) + (lengths.answer(demonstration.response) or 0)
+
+
+def cut_to_budget(corpus: Corpus, lengths: TokenLengths, limits: LengthLimits) -> Corpus:
+    """The corpus with conversations cut to the limits, oldest turns first."""
+    longest = limits.prompt
+    if limits.context:
+        longest = min(longest, limits.context - limits.new_tokens)
+    return cut_corpus(
+        corpus, lambda p: lengths.prompt(p.messages) or 0, longest, lambda d: row_tokens(d, lengths), limits.context
+    )
 
 
 def drop_too_long(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
@@ -150,6 +177,8 @@ def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
 
 
 def _prompt(part: Part, name: str, tokens: int, limits: LengthLimits) -> list[TooLong]:
+    if tokens == UNRENDERABLE:
+        return [TooLong(part, name, 0, "template", TEMPLATE_REASON)]
     records = []
     if tokens > limits.prompt:
         records.append(
@@ -161,6 +190,14 @@ def _prompt(part: Part, name: str, tokens: int, limits: LengthLimits) -> list[To
         reason = f"no room for {limits.new_tokens} new tokens in the model's context of {limits.context} ({tokens})"
         records.append(TooLong(part, name, tokens, "context", reason))
     return records
+
+
+def prompt_tokens(chat: Chat, prompt: Prompted) -> int:
+    """Tokens of a prompt, or UNRENDERABLE."""
+    try:
+        return len(chat.prompt(prompt))
+    except TemplateFailed:
+        return UNRENDERABLE
 
 
 def _fingerprint(chat: Chat) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from towpath.data.ngrams import distinct, repetition
+from towpath.reasoning import final_answer
 from towpath.records import Completion
 
 
@@ -14,6 +15,6 @@ def text_statistics(completions: Sequence[Completion]) -> dict[str, float]:
         **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
         "repetition": sum(repetition(t) for t in tokens) / count,
         "finish_rate": sum(c.finish == "stop" for c in completions) / count,
-        "mean_words": sum(len(c.text.split()) for c in completions) / count,
+        "mean_words": sum(len(final_answer(c.text).split()) for c in completions) / count,
         "mean_tokens": sum(map(len, tokens)) / count,
     }

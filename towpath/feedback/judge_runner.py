@@ -9,6 +9,7 @@ from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import Abstention
 from towpath.feedback.pair_text import PairText
 from towpath.progress import progress
+from towpath.reasoning import final_answer
 from towpath.recipe import Judge
 from towpath.records import Comparison, Judgement
 from towpath.store.store import Store
@@ -28,7 +29,13 @@ def pair_texts(store: Store, comparisons: Iterable[Comparison]) -> list[PairText
     prompts = store.prompts()
     completions = store.completions()
     return [
-        PairText(c.id, prompts[c.prompt_id].prompt, completions[c.a].text, completions[c.b].text, c.round)
+        PairText(
+            c.id,
+            prompts[c.prompt_id].text,
+            final_answer(completions[c.a].text),
+            final_answer(completions[c.b].text),
+            c.round,
+        )
         for c in comparisons
     ]
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
+from towpath.reasoning import final_answer
 from towpath.records import Prompt
 
 WEIGHTS = {
@@ -60,8 +61,8 @@ class RubricScore:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether an answer declines the request in its opening words."""
-    return bool(_DECLINES.search(text.lower().replace("\u2019", "'")[:90]))
+    """Whether an answer declines the request in its opening words, after its reasoning."""
+    return bool(_DECLINES.search(final_answer(text).lower().replace("\u2019", "'")[:90]))
 
 
 def lower_words(text: str) -> list[str]:

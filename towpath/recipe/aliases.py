@@ -119,7 +119,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "members": ("reward.ensemble_size",),
     "caution": ("policy.rewards.std_penalty",),
     "critic_memory": ("policy.ppo.critic_decay",),
-    "turns": ("health.max_interventions",),
     "surprise": ("health.limits.z_threshold",),
     "of": ("engine.type", "policy.rewards.sources[].source"),
     # Common words

@@ -1,6 +1,6 @@
 """`[sft]`: supervised fine-tuning."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,12 @@ class Sft(Section):
     epochs: float = value(3.0, "maximum passes over the demonstrations", "1-3", "early stopping ends sooner", gt=0)
     batch: int = value(16, "demonstrations in one optimizer step", "8-128", ge=1)
     warmup: float = value(0.1, "share of steps with a rising learning rate", "0.03-0.1", ge=0, lt=1)
+    turns: Literal["all", "last"] = value(
+        "all", "answers of a conversation to train on: all, or the last one", why="all teaches more for the same tokens"
+    )
+    reasoning: Literal["train", "mask"] = value(
+        "train", "reasoning text of answers (<think>…</think>): train on it, or leave it out of the loss"
+    )
     packing: bool = value(True, "pack several short sequences into one row, separated by the attention mask")
     max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", gt=0)
     weight_decay: float = value(0.0, "decoupled weight decay", "0-0.1", ge=0)

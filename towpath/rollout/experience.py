@@ -163,7 +163,7 @@ class Experience:
         longest = min(most or self.policy.max_new_tokens, self.policy.max_new_tokens)
         seed = self.config.seed
         return [
-            SampleRequest(self.chat.prompt(p.prompt), decoding, uniforms(longest, seed, stream, name, p.id))
+            SampleRequest(self.chat.prompt(p.messages), decoding, uniforms(longest, seed, stream, name, p.id))
             for p, name in draws
         ]
 
@@ -196,7 +196,7 @@ class Experience:
         return batch.with_columns(ended=torch.tensor([r.finish == "stop" for r in rollouts]), **columns)
 
     def _rows(self, rollouts: Sequence[Rollout]) -> Batch:
-        return Batch([make_row(self.chat.prompt(r.prompt.prompt), r.token_ids) for r in rollouts])
+        return Batch([make_row(self.chat.prompt(r.prompt.messages), r.token_ids) for r in rollouts])
 
     def _old_logprobs(self, batch: Batch, sampler_BT: Tensor, temperature: float) -> dict[str, Tensor]:
         """The policy's log-probabilities before it moves. An exact engine has given them: some rows are checked, and

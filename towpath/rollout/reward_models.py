@@ -82,7 +82,7 @@ def reward_roles(section: Reward, tuned_model: Path, stage: Path, run: Path, pad
 def own_row(chat: Chat, answer: AnswerText) -> Row:
     """The row of an answer in another tokenizer's tokens; one that was cut off has no end there either."""
     tokens = chat.answer(answer.text)
-    return make_row(chat.prompt(answer.prompt.prompt), tokens if answer.ended else tokens[:-1])
+    return make_row(chat.prompt(answer.prompt.messages), tokens if answer.ended else tokens[:-1])
 
 
 @dataclass

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
+from towpath.data.conversations import prompt_cells
 from towpath.feedback import rubric
 from towpath.hashing import hash_uniform
 from towpath.records import Prompt, Rollout
@@ -70,7 +71,7 @@ def select_probes(safety: Sequence[Prompt], count: int, seed: int) -> list[Promp
 
 def _row(step: int, rollout: Rollout) -> dict[str, Any]:
     p = rollout.prompt
-    return {"step": step, "prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "text": rollout.text}
+    return {"step": step, "prompt_id": p.id, **prompt_cells(p), "domain": p.domain, "text": rollout.text}
 
 
 def _line(row: dict[str, Any]) -> str:

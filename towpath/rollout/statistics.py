@@ -25,7 +25,7 @@ LIST_ITEM = re.compile(r"^\s*([-*]|\d+[.)])\s", re.MULTILINE)
 def rollout_metrics(batch: Batch, rollouts: Sequence[Rollout]) -> Numbers:
     """All metrics of a rollout batch."""
     metrics = _distance(batch) | _text(rollouts) | {"finish_rate": float(batch.columns["ended"].float().mean())}
-    prompts = {r.prompt.id: r.prompt.prompt for r in rollouts}
+    prompts = {r.prompt.id: r.prompt.text for r in rollouts}
     distinct_texts = {" ".join(text.split()).lower() for text in prompts.values()}
     metrics["prompts_distinct"] = len(distinct_texts) / len(prompts)
     if "reward" in batch.columns:

@@ -9,6 +9,7 @@ from typing import Any
 from towpath.errors import RecipeError, TowpathError
 from towpath.evals.gate_rule import judge_of, undecided_reason
 from towpath.recipe import Recipe
+from towpath.records import Message, messages_of, transcript
 from towpath.run import loading
 from towpath.run.fingerprint import PlannedStage, plan_stages
 from towpath.store import location, manifest
@@ -70,10 +71,11 @@ def _verify(folder: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     # A base model's repetition penalty and similar settings are left out.
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=chat.pad)
     for sample in samples:
-        if chat.holds_control(sample["prompt"]):
+        prompt = (*messages_of(sample.get("history") or ()), Message("user", sample["prompt"]))
+        if chat.holds_control(transcript(prompt)):
             continue  # transformers reads its special tokens, the run read characters
         expected = sample["policy_tokens"]
-        ids = torch.tensor([chat.template_tokens(sample["prompt"])])
+        ids = torch.tensor([chat.template_tokens(prompt)])
         output = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(expected), do_sample=False
         )

@@ -10,11 +10,13 @@ from typing import TypeVar
 from towpath.data.chat import Chat
 from towpath.data.checks import first_names
 from towpath.data.corpus import Corpus
+from towpath.data.demonstration_rows import demonstration_row, turn_findings
 from towpath.data.template_renderer import TemplateRaised
+from towpath.data.token_lengths import UNRENDERABLE, prompt_tokens
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
-from towpath.recipe import Recipe
-from towpath.records import Finding, Severity
+from towpath.recipe import Recipe, Sft
+from towpath.records import Demonstration, Finding, Prompt, Severity
 from towpath.rewards import sources
 from towpath.run.sizes import Size, model_size
 
@@ -122,7 +124,7 @@ def check_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list
         evidence = "the tokenizer begins texts with BOS, the template does not"
         findings.append(_template(evidence, "the model expects one BOS", "write bos_token in the template"))
     findings += _check_special_tokens(chat) + _check_rendering(chat, corpus) + _check_saving(chat)
-    rows = [row.id for row in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(row.prompt)]
+    rows = [row.id for row in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(row.text)]
     if rows:
         evidence = (
             f"{len(rows)} rows hold special tokens such as {tokenizer.eos_token} in their text: {first_names(rows)}"
@@ -163,8 +165,9 @@ def _check_special_tokens(chat: Chat) -> list[Finding]:
 
 def _check_rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
     """Whether prompts of the data are the template's own tokens, and how it writes answers."""
-    rows = _sample([p for p in (*corpus.prompts, *corpus.safety) if not chat.holds_control(p.prompt)])
-    different = [p.id for p in rows if chat.prompt(p.prompt) != chat.template_tokens(p.prompt)]
+    rows = _sample([p for p in (*corpus.prompts, *corpus.safety) if not chat.holds_control(p.text)])
+    rows = [p for p in rows if _renders(chat, p)]
+    different = [p.id for p in rows if chat.prompt(p.messages) != chat.template_tokens(p.messages)]
     if different:
         evidence = (
             f"{len(different)} of {len(rows)} prompts are other tokens here than by apply_chat_template: "
@@ -223,14 +226,24 @@ def _check_answer_format(chat: Chat) -> list[Finding]:
     return []
 
 
+def check_turns(chat: Chat, corpus: Corpus, cfg: Sft) -> list[Finding]:
+    """Whether all answers of conversations can be trained on, by a sample of them."""
+    if cfg.turns == "last":
+        return []
+    rows = _sample([d for d in corpus.demonstrations if any(m.role == "assistant" for m in d.history)])
+    rows = [d for d in rows if _renders(chat, d)]
+    return turn_findings([d.id for d in rows if demonstration_row(chat, d, cfg).problem], len(rows))
+
+
 def _check_boundary(chat: Chat, corpus: Corpus) -> list[Finding]:
     """Whether tokens of whole conversations cross the boundary between prompt and answer."""
-    rows = _sample([d for d in corpus.demonstrations if not chat.holds_control(d.prompt + d.response)])
+    rows = _sample([d for d in corpus.demonstrations if not chat.holds_control(d.text + d.response)])
+    rows = [d for d in rows if _renders(chat, d)]
     different = []
     for row in rows:
-        tokens = [*chat.prompt(row.prompt), *chat.answer(row.response)]
+        tokens = [*chat.prompt(row.messages), *chat.answer(row.response)]
         tokens = tokens if chat.ends_turns else tokens[:-1]
-        if tokens != chat.template_tokens(row.prompt, row.response)[: len(tokens)]:
+        if tokens != chat.template_tokens(row.messages, row.response)[: len(tokens)]:
             different.append(row.id)
     if not different:
         return []
@@ -243,6 +256,11 @@ def _check_boundary(chat: Chat, corpus: Corpus) -> list[Finding]:
         "them"
     )
     return [_template(evidence, cause, "let the template's prompt end where a token ends, not in a space")]
+
+
+def _renders(chat: Chat, record: Prompt | Demonstration) -> bool:
+    """Whether the template renders a conversation; rows that it does not render are listed with the lengths."""
+    return prompt_tokens(chat, record.messages) != UNRENDERABLE
 
 
 def _sample(rows: Sequence[Row]) -> list[Row]:

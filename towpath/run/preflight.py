@@ -46,6 +46,7 @@ LoRA."""
 DATA_CODES = (
     "prompts",
     "prompt-length",
+    "prompt-template",
     "row-length",
     "duplicates",
     "leak",
@@ -85,6 +86,7 @@ def check(
     ]
     if chat:
         findings += model_checks.check_template(chat, corpus, size)
+        findings += model_checks.check_turns(chat, corpus, recipe.sft)
     else:
         evidence = "no tokenizer: template and lengths were not checked"
         findings.append(Finding("template", "info", evidence, "", "name a model that loads"))

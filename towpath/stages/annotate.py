@@ -7,14 +7,16 @@ from dataclasses import replace
 
 from towpath.data import formats
 from towpath.data import recorded_preferences as recordings
+from towpath.data.context_budget import HistoryCutter, cut_findings
 from towpath.data.refused_rows import FILE, RefusedRow, format_summary, refused_row
+from towpath.data.token_lengths import prompt_tokens
 from towpath.errors import Waiting
 from towpath.feedback import calibration, judge_runner, judging, routing, simulated_rater
 from towpath.feedback.rater_quality import PEOPLE
 from towpath.feedback.routing import Route, RoutingConfig, Signals
 from towpath.hashing import hash_uniform
 from towpath.recipe.stage_configs import LabelConfig
-from towpath.records import Choice, Comparison, Finding, Judgement
+from towpath.records import Choice, Comparison, Conversation, Finding, Judgement
 from towpath.stages.job import Job
 from towpath.stages.reward_margins import reward_margins
 from towpath.store import rater_stats, rating_settings
@@ -66,16 +68,18 @@ def recorded_judgements(job: Job[LabelConfig]) -> tuple[list[Comparison], list[J
     held_out = recordings.held_out_prompts(job.corpus)
     limit = job.config.data.max_prompt_tokens
     left_out: Counter[str] = Counter()
-    for rows, unusable in recordings.read_recorded(job.run, job.config.data.preferences, job.corpus):
+
+    def length(messages: Conversation) -> int:
+        return prompt_tokens(job.chat, messages)
+
+    cut = HistoryCutter(length, limit)
+    for rows, unusable in recordings.read_recorded(job.run, job.config.data.preferences, job.corpus, cut):
         formats.add_to_store(job.store, rows)
         refused += unusable
         tokens = {c.id: job.tokens(c) for c in rows.completions}
         truncated += sum(not job.chat.ended(answer) for answer in tokens.values())
         answers += len(tokens)
-        prompt_reasons = {
-            p.id: recordings.exclusion_reason(p.prompt, held_out, limit, lambda text: len(job.chat.prompt(text)))
-            for p in rows.prompts
-        }
+        prompt_reasons = {p.id: recordings.exclusion_reason(p, held_out, limit, length) for p in rows.prompts}
         usable = set()
         for c in rows.comparisons:
             reason = prompt_reasons[c.prompt_id] or _equal_answers(job, tokens[c.a], tokens[c.b])
@@ -87,6 +91,7 @@ def recorded_judgements(job: Job[LabelConfig]) -> tuple[list[Comparison], list[J
             if reason == recordings.too_long_reason(limit):
                 too_long.append(refused_row("preferences", rows.locations[c.id], reason))
         judgements += [j for j in rows.judgements if j.comparison in usable]
+    job.findings += cut_findings("recorded conversations", cut.turns.values(), f"data.max_prompt_tokens = {limit}")
     _report_left_out(job, refused, left_out, truncated, answers)
     job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused, *too_long))
     return comparisons, judgements

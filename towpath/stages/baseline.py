@@ -7,7 +7,7 @@ from towpath.recipe.stage_configs import BaselineConfig
 from towpath.stages import generation
 from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
-from towpath.stages.win_rates import judge_answers
+from towpath.stages.win_rates import judge_answers, write_answers
 
 
 def run(job: Job[BaselineConfig]) -> dict[str, Any]:
@@ -26,4 +26,6 @@ def run(job: Job[BaselineConfig]) -> dict[str, Any]:
             partial(generation.sample_answers, job, model, model_prompts, source, title),
         )
     contest = Contest("sft", "sft", "base", prompts, answers["sft"][: len(prompts)], answers["base"])
-    return judge_answers(job, contest).result
+    wins = judge_answers(job, contest)
+    write_answers(job.folder, prompts, {"base": contest.others, "sft": contest.ours}, {}, wins)
+    return wins.result

@@ -1,10 +1,10 @@
 """Evaluation of the policy against SFT on held-out prompts: win rate, KL, reward, text, perplexity, safety."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
+from towpath.data.conversations import prompt_cells
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
 from towpath.evals import safety, text_statistics
@@ -20,8 +20,7 @@ from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import completion_row
 from towpath.stages.reward_scorer import answer_of, open_reward_model
-from towpath.stages.win_rates import WinRates, judge_answers
-from towpath.store.publish import replace_file
+from towpath.stages.win_rates import WinRates, judge_answers, write_answers
 
 Answers = dict[str, list[Completion]]
 """One completion of each prompt, by model: `base`, `sft`, `policy`."""
@@ -43,8 +42,7 @@ def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
     disagreements: dict[str, int] = {}
     if any(name.startswith("reward") for name in job.inputs):
         rewards, disagreements = _rewards(job, prompts, answers)
-    rows = _rows(prompts, answers, rewards, wins)
-    replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rows = write_answers(job.folder, prompts, answers, rewards, wins)
     harmful = [p.harmful for p in job.corpus.safety]
     refusals = {source: [rubric.is_refusal(c.text) for c in part] for source, part in safety_answers.items()}
     result = wins.result | {
@@ -94,7 +92,7 @@ def _kl_and_perplexity(
     runtime = job.launch(training=False)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, completions, strict=True)])
     _, held_out = split_demonstrations(job.corpus.demonstrations, cfg.seed, cfg.sft.validation)
-    demonstrations = demonstration_batch(job.chat, held_out)
+    demonstrations = demonstration_batch(job.chat, held_out, cfg.sft).batch
     logp_sums = []
     perplexities = {}
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
@@ -122,19 +120,6 @@ def _rewards(
         texts = [answer_of(p, c) for p, c in zip(prompts, answers[source], strict=True)]
         rewards[source] = models.score(batch, texts, job.config.policy.rewards).score_B.tolist()
     return rewards, label_disagreements.write(job, models, reward)
-
-
-def _rows(
-    prompts: list[Prompt], answers: Answers, rewards: dict[str, list[float]], wins: WinRates
-) -> list[dict[str, Any]]:
-    """One row for each prompt: the answers with their scores, and the winner by each evaluation judge."""
-    rows = []
-    for i, p in enumerate(prompts):
-        row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}
-        row |= {source: completions[i].text for source, completions in answers.items()}
-        row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
-        rows.append(row | wins.columns(i))
-    return rows
 
 
 def win_rates_by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -183,7 +168,7 @@ def _greedy_samples(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt
     domains = sorted({p.domain for p in prompts})
     step = max(1, len(domains) // 3)
     chosen = [next(p for p in prompts if p.domain == domain) for domain in domains[::step]][:3]
-    rows: list[dict[str, Any]] = [{"prompt": p.prompt, "domain": p.domain} for p in chosen]
+    rows: list[dict[str, Any]] = [prompt_cells(p) | {"domain": p.domain} for p in chosen]
     folders = {"base": job.base_model, "sft": job.inputs["sft"] / "weights", "policy": policy / "weights"}
     for source, folder in folders.items():
         completions = generation.sample(

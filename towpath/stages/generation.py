@@ -33,7 +33,7 @@ def sample(
     seed, the stream and the prompt's id."""
     seed = job.config.seed
     requests = [
-        SampleRequest(job.chat.prompt(p.prompt), decoding, uniforms(max_new_tokens, seed, "draw", stream, p.id))
+        SampleRequest(job.chat.prompt(p.messages), decoding, uniforms(max_new_tokens, seed, "draw", stream, p.id))
         for p, stream, decoding in draws
     ]
     runtime = job.launch(training=False)

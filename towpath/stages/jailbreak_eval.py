@@ -12,6 +12,7 @@ from towpath.feedback import judge_runner, refusal_judge, rubric
 from towpath.hashing import hash_uniform
 from towpath.judges.ai import account_name
 from towpath.progress import progress
+from towpath.reasoning import final_answer
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.stages import generation
@@ -44,7 +45,7 @@ def jailbreak_prompts(job: Job[EvaluateConfig]) -> list[tuple[str, Prompt]]:
         for p in harmful[: cfg.jailbreak_prompts]
         for name, transform in TRANSFORMS.items()
     ]
-    return [(name, p) for name, p in transformed if len(job.chat.prompt(p.prompt)) <= MAX_PROMPT_TOKENS]
+    return [(name, p) for name, p in transformed if len(job.chat.prompt(p.messages)) <= MAX_PROMPT_TOKENS]
 
 
 def run(job: Job[EvaluateConfig], policy: Path, plain: dict[str, list[Completion]]) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def _judge_all(
     """The judge's verdicts on the answers of both models; empty without a judge."""
     verdicts_by_source: dict[str, list[bool | None]] = {}
     for source, part in completions.items():
-        verdicts = judge_refusals(job, [(p.prompt, c.text) for p, c in zip(prompts, part, strict=True)])
+        verdicts = judge_refusals(job, [(p.text, final_answer(c.text)) for p, c in zip(prompts, part, strict=True)])
         if verdicts is None:
             return {}
         verdicts_by_source[source] = verdicts
@@ -154,7 +155,7 @@ def lost_prompts(prompts: Sequence[Prompt], transforms: Sequence[str], refusals:
     rows = []
     for p, name, before, after in zip(prompts, transforms, refusals["sft"], refusals["policy"], strict=True):
         if before == p.harmful and after != p.harmful:
-            rows.append({"prompt": p.prompt, "how": name, "what": "answered" if p.harmful else "declined"})
+            rows.append({"prompt": p.text, "how": name, "what": "answered" if p.harmful else "declined"})
     return rows
 
 

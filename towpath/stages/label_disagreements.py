@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
+from towpath.data.conversations import prompt_cells
 from towpath.hashing import hash_uniform
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Comparison, Label
@@ -47,13 +48,13 @@ def write(job: Job[EvaluateConfig], models: RewardScorer, reward: Path) -> dict[
         disagreements.append(
             {
                 "comparison": c.id,
-                "prompt": prompt.prompt,
+                **prompt_cells(prompt),
                 "domain": prompt.domain,
                 "choice": label.choice,
                 "chosen": completions[chosen].text,
                 "rejected": completions[rejected].text,
                 "confidence": 1 / (1 + math.exp(-gap)),
-                "held": is_held_out(job.config, c.prompt_id),
+                "held": is_held_out(job.config, prompt),
             }
         )
     disagreements.sort(key=lambda row: -row["confidence"])
@@ -69,6 +70,7 @@ def _sampled_pairs(job: Job[EvaluateConfig], record: dict[str, Any]) -> list[tup
     limit = job.config.evaluate.disagreements
     if not limit or not (folder / LABELS).is_file():
         return []
+    prompts = job.store.prompts()
     comparisons = {c.id: c for c in job.store.comparisons()}
     people = {j.comparison for j in job.store.judgements() if j.kind == "person"}
     decided = [
@@ -81,6 +83,6 @@ def _sampled_pairs(job: Job[EvaluateConfig], record: dict[str, Any]) -> list[tup
     def order(pair: tuple[Comparison, Label]) -> tuple[bool, float]:
         comparison = pair[0]
         draw = hash_uniform(job.config.seed, "disagreements", comparison.id)
-        return not is_held_out(job.config, comparison.prompt_id), draw
+        return not is_held_out(job.config, prompts[comparison.prompt_id]), draw
 
     return sorted(candidates, key=order)[:limit]

@@ -10,7 +10,7 @@ from towpath.errors import DataError
 from towpath.hashing import hash_uniform
 from towpath.judges.selection import reserved_share
 from towpath.recipe.stage_configs import PairsConfig
-from towpath.records import Comparison, Completion, Label, Prompt
+from towpath.records import Comparison, Completion, Label, Prompt, opening
 from towpath.stages.job import Job
 from towpath.store import manifest
 
@@ -75,20 +75,21 @@ def labelled_pairs(job: Job[PairsConfig]) -> list[Pair]:
     return pairs
 
 
-def is_held_out(config: PairsConfig, prompt_id: str) -> bool:
+def is_held_out(config: PairsConfig, prompt: Prompt) -> bool:
     """Whether comparisons of this prompt are held out from reward model training."""
-    return _validation_draw(config, prompt_id) < config.reward.validation
+    return _validation_draw(config, prompt) < config.reward.validation
 
 
-def _validation_draw(config: PairsConfig, prompt_id: str) -> float:
-    return hash_uniform(config.seed, "reward/validation", prompt_id)
+def _validation_draw(config: PairsConfig, prompt: Prompt) -> float:
+    """A draw by the first turn of the user, so that all turns of a conversation are on one side."""
+    return hash_uniform(config.seed, "reward/validation", opening(prompt.messages))
 
 
 def split_pairs(
     job: Job[PairsConfig], pairs: Sequence[Pair], at_least_one_prompt: bool = False
 ) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and held-out pairs; no prompt is in both."""
-    draw = {p.prompt.id: _validation_draw(job.config, p.prompt.id) for p in pairs}
+    draw = {p.prompt.id: _validation_draw(job.config, p.prompt) for p in pairs}
     share = job.config.reward.validation
     if at_least_one_prompt:
         share = max(share, min(draw.values(), default=0.0) + 1e-12)
@@ -105,4 +106,4 @@ def split_pairs(
 
 def completion_row(job: Job[PairsConfig], prompt: Prompt, completion: Completion) -> Row:
     """A row of prompt tokens and sampled tokens; sampled tokens are never re-tokenised."""
-    return make_row(job.chat.prompt(prompt.prompt), job.tokens(completion))
+    return make_row(job.chat.prompt(prompt.messages), job.tokens(completion))

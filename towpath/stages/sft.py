@@ -3,13 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from towpath.algos import sft as algo
+from towpath.data.demonstration_rows import turn_findings
 from towpath.errors import DataError
 from towpath.recipe.stage_configs import SftConfig
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
-from towpath.stages.demonstrations import demonstration_batch, split_demonstrations
+from towpath.stages.demonstrations import demonstration_batch, mean_loss, split_demonstrations
 from towpath.stages.job import Job, publish_model
 from towpath.stages.loop import LoopConfig, minibatches, train, warmup_then_linear
 
@@ -20,18 +20,17 @@ def run(job: Job[SftConfig]) -> dict[str, Any]:
     seed = job.config.seed
     _require_two(len({d.id for d in job.corpus.demonstrations}))
     demonstrations, validation = split_demonstrations(job.corpus.demonstrations, seed, cfg.validation)
-    training = demonstration_batch(job.chat, demonstrations).with_columns(
-        weight=torch.tensor([cfg.domains.get(d.domain, 1.0) for d in demonstrations])
-    )
-    held_out = demonstration_batch(job.chat, validation)
+    rows = demonstration_batch(job.chat, demonstrations, cfg, cfg.domains)
+    job.findings += turn_findings(rows.last_only, len(demonstrations))
+    training = rows.batch
+    held_out = demonstration_batch(job.chat, validation, cfg).batch
 
     runtime = open_runtime(job)
     steps = minibatches(len(training), cfg.batch, cfg.epochs, seed, "sft/order")
     per_epoch = int(np.ceil(len(training) / cfg.batch))
 
     def validate(_step: int, _knobs: dict[str, float]) -> dict[str, float]:
-        out = runtime.score("policy", held_out, ("logp",))
-        return {"loss": -float(out.logp_BT[out.mask_BT].mean())}
+        return {"loss": mean_loss(runtime, "policy", held_out)}
 
     loop = LoopConfig(
         algo,

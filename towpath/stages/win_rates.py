@@ -1,16 +1,22 @@
 """Win rates of a stage: the answers of two models, judged by the recipe's evaluation judges."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from towpath.data.conversations import prompt_cells
 from towpath.evals.gate_rule import win_outcome
 from towpath.evals.judges import JudgeOutcomes, PairOutcome, compare_judges, judge_record
 from towpath.judges.selection import select_judges
 from towpath.recipe.stage_configs import BaselineConfig
-from towpath.records import Finding
+from towpath.records import Completion, Finding, Prompt
 from towpath.stages.evaluation_judges import Contest, open_judge
 from towpath.stages.job import Job
+from towpath.store.publish import replace_file
+
+ANSWERS = "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,25 @@ def judge_answers(job: Job[BaselineConfig], contest: Contest) -> WinRates:
         records.append(record)
     job.findings.extend(_findings(job, contest, records))
     return WinRates(contest, records, [reports[spec] for spec in specs])
+
+
+def write_answers(
+    folder: Path,
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Sequence[Completion]],
+    rewards: Mapping[str, Sequence[float]],
+    wins: WinRates,
+) -> list[dict[str, Any]]:
+    """Write answers.jsonl, which reports and arenas read: for each prompt the answers with their scores, and the winner
+    by each evaluation judge."""
+    rows = []
+    for i, p in enumerate(prompts):
+        row = {"prompt_id": p.id, **prompt_cells(p), "domain": p.domain, "difficulty": p.difficulty}
+        row |= {source: completions[i].text for source, completions in answers.items()}
+        row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
+        rows.append(row | wins.columns(i))
+    replace_file(folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return rows
 
 
 def _findings(job: Job[BaselineConfig], contest: Contest, records: Sequence[dict[str, Any]]) -> list[Finding]:

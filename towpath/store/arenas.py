@@ -10,7 +10,7 @@ from typing import Literal
 from sqlalchemy import Connection, select
 
 from towpath.errors import DataError
-from towpath.records import Comparison, Completion, Conversation, Judgement, Prompt, messages_of
+from towpath.records import Comparison, Completion, Conversation, Judgement, Message, Prompt, messages_of, transcript
 from towpath.store import schema, statements, tallies, task_queue
 
 ArenaState = Literal["open", "decided", "stopped"]
@@ -60,6 +60,11 @@ class Match:
     same: bool
     seats: int
     history: Conversation = ()
+
+    @property
+    def text(self) -> str:
+        """The whole conversation as one text."""
+        return transcript((*self.history, Message("user", self.prompt)))
 
 
 def create(
