@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from classifiers_of_others import make_classifier
 from command import SMALL
+from safetensors.torch import load_file
 from scripted import answer, read_fences, served, verdict_json
 from test_classifier import plain_scores
 
@@ -20,6 +22,7 @@ from towpath.errors import Waiting
 from towpath.evals.judges import PairOutcome, cohen_kappa, compare_judges
 from towpath.feedback.agreement import measure_agreement
 from towpath.judges.selection import select_judges
+from towpath.models.base import find
 from towpath.recipe import Recipe, load
 from towpath.records import Completion, Judgement, Message, Prompt
 from towpath.run import export, pipeline, status
@@ -480,3 +483,32 @@ def test_a_judge_that_rewards_the_policy_is_reported(run: Path) -> None:
     missing = load(run, settings('evaluate.judges=["model:models/none"]'))
     (error,) = [f for f in examine(missing, run, load_corpus(missing, run)) if f.severity == "error"]
     assert "evaluate.judges: model:models/none" in error.evidence
+
+
+def test_a_tuned_model_needs_no_demonstrations(tmp_path: Path) -> None:
+    """`sft.method = "none"` takes the model as it is; its gate is off, or compares it with a named model."""
+    from towpath.run.new_run import create_run
+
+    run = tmp_path / "run"
+    create_run(run, "tiny")
+    own = ["sft.method=none", "data.demonstrations=", "preferences.base_share=1"]
+    recipe = load(run, settings(*own))
+    lines: list[str] = []
+    pipeline.run(recipe, run, lines.append, write_report=report.write)
+    gates = {v.gate: v for v in status.run_verdicts(recipe, run)}
+    assert gates["sft"].verdict == "OFF" and "sft.compare_with" in gates["sft"].note
+    assert gates["evaluate"].judge == "the written rubric" and gates["evaluate"].value is not None
+    assert any(line.startswith("gate sft: OFF") for line in lines)
+    assert list(answer_sources(run)) == ["policy", "sft"]
+    weights = [load_file(path / "weights/model.safetensors") for path in (run / "stages/sft").iterdir()]
+    base = load_file(Path(find(recipe.model.source, run)) / "model.safetensors")
+    assert all(torch.equal(weights[0][name], base[name]) for name in base)
+    with Store.open(run / "towpath.db") as store:
+        assert {c.source for c in store.completions().values()} == {"sft"}
+    assert "Evaluation judges" in (run / "reports/report.html").read_text() and report.terminal(run, 120)
+    compared = load(run, settings(*own, "sft.compare_with=tiny"))
+    lines.clear()
+    pipeline.run(compared, run, lines.append)
+    assert [line.split(":")[0] for line in lines if ": starts" in line] == ["baseline", "evaluate"]
+    gate = {v.gate: v for v in status.run_verdicts(compared, run)}["sft"]
+    assert (gate.verdict, gate.value, gate.judge) == ("FAIL", 0.5, "the written rubric")

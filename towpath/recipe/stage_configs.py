@@ -70,6 +70,7 @@ class SftConfig(TrainingConfig):
 class BaselineConfig(SamplingConfig, PairsConfig):
     """Configuration of the `baseline` stage."""
 
+    sft: Sft
     judge: Judge
     gates: Gates
 
@@ -78,6 +79,7 @@ class BaselineConfig(SamplingConfig, PairsConfig):
 class SampleConfig(SamplingConfig):
     """Configuration of the `sample` stage."""
 
+    sft: Sft
     preferences: Preferences
 
 
@@ -109,7 +111,6 @@ class PolicyConfig(TrainingConfig, SamplingConfig, PairsConfig):
 class EvaluateConfig(BaselineConfig):
     """Configuration of the `evaluate` stage."""
 
-    sft: Sft
     policy: Policy
 
 

@@ -167,12 +167,20 @@ class _Planner:
             "template": content.template(cfg.model.template),
             "content": content.known(cfg.model.source, self.run),
         }
+        if cfg.sft.method == "none":
+            return {"model": model, "sft": {"method": "none"}}
         demonstrations = self.corpus.digests.demonstrations
-        return {"model": model, "sft": cfg.sft.model_dump(mode="json"), "demonstrations": demonstrations}
+        return {
+            "model": model,
+            "sft": cfg.sft.model_dump(mode="json", exclude={"compare_with"}),
+            "demonstrations": demonstrations,
+        }
 
     def _baseline_settings(self, cfg: BaselineConfig) -> dict[str, Any]:
         evaluate = cfg.evaluate.model_dump(mode="json", exclude=EVALUATE_ONLY | JUDGED_BY)
         settings = {"evaluate": evaluate, "prompts": self.corpus.digests.evaluated}
+        if cfg.sft.method == "none" and cfg.sft.compare_with:
+            settings["compare_with"] = content.known(cfg.sft.compare_with, self.run)
         return settings | self._judge_settings(cfg) | _engine_settings(cfg.engine)
 
     def _judge_settings(self, cfg: BaselineConfig) -> dict[str, Any]:

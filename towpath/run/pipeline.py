@@ -79,6 +79,8 @@ class Pipeline:
             content.fetch(sources.model_of(recipe.reward.source), folder, key)
         for name in sources.classifiers(recipe.policy.rewards):
             content.fetch(sources.model_of(name), folder, "policy.rewards")
+        if recipe.sft.method == "none" and recipe.sft.compare_with:
+            content.fetch(recipe.sft.compare_with, folder, "sft.compare_with")
         for name in recipe.evaluate.judges:
             if name.startswith("model:"):
                 content.fetch(sources.model_of(name), folder, "evaluate.judges")

@@ -218,7 +218,8 @@ class RunRecord:
 
     def lacks_judge(self) -> bool:
         """Whether no evaluation judge fits the run's data, by its results or by the findings of its check."""
-        measured = [result for kind in ("evaluate", "baseline") if "win" in (result := self.result(kind))]
+        results = [self.result(kind) for kind in ("evaluate", "baseline")]
+        measured = [result for result in results if "win" in result and not result.get("off")]
         if measured:
             return judge_of(measured[0]) is None
         return any(finding.get("code") == NO_JUDGE_CODE for finding in self.findings)

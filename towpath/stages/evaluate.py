@@ -71,10 +71,9 @@ def _last_input(job: Job[EvaluateConfig], kind: str) -> Path:
 
 def _load_completions(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt]) -> Answers:
     """The answers that the baseline stage sampled, and the policy's."""
-    completions = {
-        source: generation.read_completions(job.inputs["baseline"] / f"answers-{source}.jsonl")
-        for source in ("base", "sft")
-    }
+    files = {source: job.inputs["baseline"] / f"answers-{source}.jsonl" for source in ("base", "sft")}
+    # a model that is compared with no other has no base
+    completions = {source: generation.read_completions(path) for source, path in files.items() if path.is_file()}
     title = f"{job.name}: answers of policy"
     completions["policy"] = generation.load_or_sample(
         job.folder / "answers-policy.jsonl",
@@ -164,12 +163,14 @@ def _text_statistics(answers: Answers, wins: WinRates) -> dict[str, Any]:
 
 
 def _greedy_samples(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt]) -> list[dict[str, Any]]:
-    """Greedy float32 answers of all three models to three prompts; an export must reproduce their tokens."""
+    """Greedy float32 answers of all models to three prompts; an export must reproduce their tokens."""
     domains = sorted({p.domain for p in prompts})
     step = max(1, len(domains) // 3)
     chosen = [next(p for p in prompts if p.domain == domain) for domain in domains[::step]][:3]
     rows: list[dict[str, Any]] = [prompt_cells(p) | {"domain": p.domain} for p in chosen]
-    folders = {"base": job.base_model, "sft": job.inputs["sft"] / "weights", "policy": policy / "weights"}
+    folders = {"sft": job.inputs["sft"] / "weights", "policy": policy / "weights"}
+    if job.config.sft.method != "none":
+        folders = {"base": job.base_model, **folders}
     for source, folder in folders.items():
         completions = generation.sample(
             job,

@@ -21,17 +21,18 @@ ANSWERS = "answers.jsonl"
 
 @dataclass(frozen=True)
 class WinRates:
-    """What the judges of a stage found; the first one decides the gate."""
+    """What the judges of a stage found on two models; the first one decides the gate."""
 
-    contest: Contest
-    records: list[dict[str, Any]]
-    reports: list[JudgeOutcomes]
+    one: str = ""
+    other: str = ""
+    records: Sequence[dict[str, Any]] = ()
+    reports: Sequence[JudgeOutcomes] = ()
 
     @property
     def result(self) -> dict[str, Any]:
         """The part of a stage's result that gates and reports read."""
         first = self.records[0] if self.records else {"name": None, "win": None}
-        return {"judge": first["name"], "win": first["win"], "judges": self.records}
+        return {"judge": first["name"], "win": first["win"], "judges": list(self.records)}
 
     def columns(self, i: int) -> dict[str, Any]:
         """For one prompt: the winner by the first judge and its scores, and by every judge if there are several."""
@@ -43,13 +44,13 @@ class WinRates:
             columns["choices"] = choices
         scores = self.reports[0].outcomes[i].scores
         if scores:
-            columns |= {f"score_{self.contest.one}": scores[0], f"score_{self.contest.other}": scores[1]}
+            columns |= {f"score_{self.one}": scores[0], f"score_{self.other}": scores[1]}
         return columns
 
     def _winner(self, outcome: PairOutcome) -> str | None:
         if outcome.value is None:
             return None
-        return {1.0: self.contest.one, 0.0: self.contest.other}.get(outcome.value, "tie")
+        return {1.0: self.one, 0.0: self.other}.get(outcome.value, "tie")
 
     def mean_scores(self) -> dict[str, float]:
         """The mean score of either model by the first judge, if it scores answers."""
@@ -57,7 +58,7 @@ class WinRates:
         if not scores:
             return {}
         ours, others = zip(*scores, strict=True)
-        return {self.contest.one: sum(ours) / len(scores), self.contest.other: sum(others) / len(scores)}
+        return {self.one: sum(ours) / len(scores), self.other: sum(others) / len(scores)}
 
 
 def judge_answers(job: Job[BaselineConfig], contest: Contest) -> WinRates:
@@ -77,7 +78,7 @@ def judge_answers(job: Job[BaselineConfig], contest: Contest) -> WinRates:
             record["agreement"] = compare_judges(reports[specs[0]].outcomes, reports[spec].outcomes, contest.prompts)
         records.append(record)
     job.findings.extend(_findings(job, contest, records))
-    return WinRates(contest, records, [reports[spec] for spec in specs])
+    return WinRates(contest.one, contest.other, records, [reports[spec] for spec in specs])
 
 
 def write_answers(
