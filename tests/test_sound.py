@@ -10,6 +10,7 @@ from towpath.data.batch import Batch, Row
 from towpath.errors import ModelError
 from towpath.models import check_model
 from towpath.models.attention import register
+from towpath.models.head import has_plain_logits, head_of, token_logprobs
 from towpath.runtime.local import Local, Role
 
 SMALL = {
@@ -47,20 +48,58 @@ def test_supported_families_pass_check_model(family, dtype):
 
 
 @pytest.mark.parametrize(
-    ("family", "settings", "words"),
+    ("family", "settings"),
     [
-        ("Granite", {"logits_scaling": 8.0}, "no scale"),
-        ("Cohere", {}, "no scale"),
-        ("Gemma2", {"head_dim": 8, "attention": "eager"}, "no scale, no cap"),
-        ("Gemma2", {"head_dim": 8}, "softcap"),
-        ("Phi", {}, "layers, a final norm"),
+        ("Granite", {"logits_scaling": 8.0}),
+        ("Cohere", {}),
+        ("Gemma2", {"head_dim": 8, "final_logit_softcapping": 3.0}),
+        ("Phi", {}),
+        ("Llama", {}),
     ],
 )
-def test_models_with_scaled_or_capped_logits_are_refused(family, settings, words):
+def test_scaled_capped_and_biased_logits_are_the_models_own(family, settings):
     model = make_model(family, **settings)
-    with pytest.raises(ModelError, match=words):
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight.normal_(0, 0.5)
+        if head.bias is not None:
+            head.bias.normal_(0, 0.1)
+    check_model.check_model(model, "here")
+    assert has_plain_logits(model) == (family == "Llama")
+    ids = torch.arange(7)[None]
+    states = model.base_model(input_ids=ids).last_hidden_state[0].detach().requires_grad_(True)
+    target = torch.arange(3, 10)
+    logp, entropy = token_logprobs(model, states, target, 0.7, True, chunk=3)
+    logp.sum().backward()
+    grad = states.grad.clone()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    states.grad = None
+    model.zero_grad()
+    with torch.no_grad():
+        expected = (model(input_ids=ids).logits[0] / 0.7).log_softmax(-1)
+    torch.testing.assert_close(logp, expected.gather(1, target[:, None])[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1), atol=1e-5, rtol=0)
+    plain = (head_of(model)(states) / 0.7).log_softmax(-1).gather(1, target[:, None]).sum()
+    plain.backward()
+    torch.testing.assert_close(grad, states.grad, atol=1e-5, rtol=1e-4)
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(grads[name], p.grad, atol=1e-5, rtol=1e-4)
+    assert "forward" not in vars(model.base_model)
+
+
+def test_logits_that_do_not_follow_from_the_last_states_are_refused():
+    model = make_model("Llama")
+    forward = type(model).forward
+
+    class Odd(type(model)):
+        def forward(self, input_ids, **settings):
+            out = forward(self, input_ids, **settings)
+            return type(out)(logits=out.logits + input_ids[..., None])
+
+    model.__class__ = Odd
+    with pytest.raises(ModelError, match="not those of its last hidden states"):
         check_model.check_model(model, "here")
-    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(

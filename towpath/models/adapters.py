@@ -8,6 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+LINEAR = (nn.Linear, Conv1D)
+"""Layers that take an adapter; Conv1D is GPT-2's linear layer, whose weight is transposed."""
 
 
 class Switch:
@@ -20,9 +24,9 @@ class Switch:
 class LoraLinear(nn.Module):
     """A frozen linear layer and its adapters: y = Wx + scale B A x."""
 
-    def __init__(self, base: nn.Linear, switch: Switch) -> None:
+    def __init__(self, base: Any, switch: Switch) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base
         self.switch = switch
         self.a = nn.ParameterDict()
         self.b = nn.ParameterDict()
@@ -40,11 +44,21 @@ class LoraLinear(nn.Module):
     def merged(self, name: str | None) -> Tensor:
         """The weight with one adapter added, in float32."""
         weight = self.base.weight.detach().float()
-        return (
-            weight
-            if name not in self.scale
-            else weight + self.scale[name] * (self.b[name].detach() @ self.a[name].detach())
-        )  # pyright: ignore[reportArgumentType]
+        if name is None or name not in self.scale:
+            return weight
+        change = self.scale[name] * (self.b[name].detach() @ self.a[name].detach())
+        return weight + (change.T if self.is_transposed else change)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the weight is [in,out]."""
+        return isinstance(self.base, Conv1D)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Numbers of outputs and inputs."""
+        first, second = self.base.weight.shape
+        return (second, first) if self.is_transposed else (first, second)
 
 
 def depth(name: str) -> int:
@@ -62,7 +76,7 @@ class Adapters:
         self.parameter_count = sum(weight.numel() for weight in model.parameters())
         heads = (model.get_output_embeddings(), getattr(model, "score", None))  # pyright: ignore[reportCallIssue]
         for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and all(module is not head for head in heads):
+            if isinstance(module, LINEAR) and all(module is not head for head in heads):
                 parent, _, child = name.rpartition(".")
                 layer = LoraLinear(module, self.switch)
                 setattr(model.get_submodule(parent), child, layer)
@@ -83,7 +97,7 @@ class Adapters:
         for path, layer in self.layers.items():
             if depth(path) < self.depth - (last_n_layers or self.depth):
                 continue
-            out_features, in_features = layer.base.weight.shape
+            out_features, in_features = layer.sides
             bound = 1 / math.sqrt(in_features)
             a = torch.empty(rank, in_features).uniform_(-bound, bound, generator=draw)
             device = layer.base.weight.device

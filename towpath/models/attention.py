@@ -10,13 +10,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from towpath.errors import ModelError
-
 NAME = "grouped"
-
-
-class AttentionRefused(ModelError):
-    """The model's attention has a feature that grouped products do not implement."""
 
 
 def grouped(
@@ -27,14 +21,12 @@ def grouped(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **more: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_more: Any,
 ) -> tuple[Tensor, None]:
-    """Softmax attention without repeating keys and values for every query head; an additive mask [B,1,L,S] or none."""
-    if unknown := [name for name in ("softcap", "s_aux") if more.get(name) is not None]:
-        rule = "grouped products are plain softmax attention"
-        raise AttentionRefused(
-            f"{type(module).__name__} asks attention for {unknown[0]}", rule, 'set model.attention = "eager"'
-        )
+    """Softmax attention without repeating keys and values for every query head; an additive mask [B,1,L,S] or none.
+    `softcap` bounds the scores (Gemma 2); `s_aux` has a score of each head for attending to nothing (GPT-OSS)."""
     batch, heads, length, width = query.shape
     kv = key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
@@ -42,9 +34,13 @@ def grouped(
     q = (query * scale).reshape(batch * kv, heads // kv * length, width)
     k, v = (x.reshape(batch * kv, -1, x.shape[-1]) for x in (key, value))  # values may be narrower than keys (MLA)
     scores = torch.bmm(q, k.transpose(1, 2)).view(batch, heads, length, -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
         scores = scores + attention_mask[..., : scores.shape[-1]]
-    weights = torch.softmax(scores, dim=-1)
+    if s_aux is not None:
+        scores = torch.cat([scores, s_aux.to(scores).view(1, -1, 1, 1).expand(batch, heads, length, 1)], -1)
+    weights = torch.softmax(scores, dim=-1)[..., : k.shape[1]]
     if dropout and module.training:
         weights = torch.nn.functional.dropout(weights, dropout)
     out = torch.bmm(weights.view(batch * kv, heads // kv * length, -1), v)

@@ -33,13 +33,18 @@ def write_adapter(adapters: Adapters, name: str, lora: Lora, model: str, folder:
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(layer.is_transposed for layer in adapters.layers.values()),
         "inference_mode": True,
-        "target_modules": sorted({path.rsplit(".", 1)[-1] for path in adapters.layers}),
+        "target_modules": _target_modules(adapters, name),
     }
-    if lora.last_n_layers:
-        config["layers_to_transform"] = list(range(adapters.depth - lora.last_n_layers, adapters.depth))
-        config["layers_pattern"] = "layers"
     tensors = {key: p.detach().cpu().contiguous() for key, p in adapters.parameters(name).items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _target_modules(adapters: Adapters, name: str) -> list[str]:
+    """The last names of the adapted layers, or their paths where not all layers of these names are adapted."""
+    paths = [path for path, layer in adapters.layers.items() if name in layer.scale]
+    names = {path.rpartition(".")[2] for path in paths}
+    everywhere = [path for path in adapters.layers if path.rpartition(".")[2] in names]
+    return sorted(names if everywhere == paths else paths)

@@ -4,7 +4,7 @@ P packed sequences of L positions, S = P * L, T of them hold tokens, N are read,
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ def _through(
     if not layers.is_supported(model):
         mask = masks(model.config, packed, model.dtype)
         inputs = {"input_ids": packed.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
-        with _only(body, part, nn.Identity() if read_N is None else body.norm):
+        whole = part == slice(None) and read_N is not None
+        with nullcontext() if whole else _only(body, part, nn.Identity() if read_N is None else body.norm):
             out = body(
                 attention_mask=mask, position_ids=packed.position_PL, use_cache=False, **inputs
             ).last_hidden_state.flatten(0, 1)
@@ -79,6 +80,13 @@ class _Embedding(torch.autograd.Function):
         sums_UD = grad_TD.new_zeros(len(ids_U), ctx.shape[1], dtype=wide).index_add_(0, position_T, grad_TD.to(wide))
         sums_UD[ids_U == (-1 if ctx.pad is None else ctx.pad)] = 0
         return grad_TD.new_zeros(ctx.shape).index_copy_(0, ids_U, sums_UD.to(grad_TD.dtype)), None, None
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """The model's layers, whatever their name."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [child for child in model.base_model.children() if isinstance(child, nn.ModuleList)]
+    return next(child for child in lists if len(child) == count)
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from towpath.errors import ModelError
 from towpath.models import check_model, files
-from towpath.models.attention import AttentionRefused, register
+from towpath.models.adapters import LINEAR
+from towpath.models.attention import register
 from towpath.models.coverage import Coverage
 from towpath.models.packed_batch import window_of
 
@@ -74,9 +74,6 @@ def _measure(folder: str, attention: str) -> bool:
             if last:
                 raise
             continue  # perhaps its narrow sizes do not go together
-        except AttentionRefused as error:
-            require(folder, "eager")  # may be refused for more than its attention
-            raise ModelError(f"{folder}: {error.value}", error.rule, error.fix) from None
         return True
     return False
 
@@ -133,7 +130,7 @@ def coverage(model: Any) -> Coverage:
     head = model.get_output_embeddings()
     total = sum(weight.numel() for weight in model.parameters())
     linear = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+        name: module for name, module in model.named_modules() if isinstance(module, LINEAR) and module is not head
     }
     names = Counter(name.rpartition(".")[2] for name in linear)
     stacked: Counter[str] = Counter()
@@ -142,7 +139,7 @@ def coverage(model: Any) -> Coverage:
             stacked[".".join(part for part in name.split(".")[-2:] if not part.isdigit())] += weight.numel()
     experts = {name: count / total for name, count in stacked.items() if count > total / 100}
     weights = sum(module.weight.numel() for module in linear.values())
-    sides = sum(module.in_features + module.out_features for module in linear.values())
+    sides = sum(sum(module.weight.shape) for module in linear.values())
     return Coverage(dict(names), weights / total, sides, experts, total)
 
 

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from towpath.data.chat import Chat
 from towpath.models.cpu import kernels, layers, native
+from towpath.models.head import head_of
 from towpath.models.packed_batch import attention_mask, cache_name, windowed
 from towpath.recipe import EngineConfig
 from towpath.rollout import sampling
@@ -42,7 +43,7 @@ class LocalEngine:
         # prompts of similar length together, and equal prompts side by side: they are read once
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
         outputs: dict[int, SampleOutput] = {}
-        with layers.sampling_head(self.model) as self.head:
+        with layers.sampling_head(self.model, head_of(self.model)) as self.head:
             for begin in range(0, len(order), self.rows):
                 chosen = order[begin : begin + self.rows]
                 answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _tokens, _ended: None))

@@ -8,12 +8,16 @@ from typing import Any
 
 from towpath.errors import RecipeError, TowpathError
 from towpath.evals.gate_rule import judge_of, undecided_reason
+from towpath.models import files
 from towpath.recipe import Recipe
 from towpath.records import Message, messages_of, transcript
 from towpath.run import loading
 from towpath.run.fingerprint import PlannedStage, plan_stages
 from towpath.store import location, manifest
 from towpath.store.store import Store
+
+EXPERT_NAMES = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+"""Layers that peft fuses into experts when it reads an adapter (its `_MOE_TARGET_MODULE_MAPPING`)."""
 
 
 def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> Path:
@@ -51,11 +55,23 @@ def _copy_adapter(policy: PlannedStage, sft: PlannedStage, to: Path) -> None:
             "only LoRA makes an adapter",
             "export without --adapter",
         )
+    _require_readable_by_peft(source, sft.folder / "weights")
     shutil.copytree(source, to, dirs_exist_ok=True)
     shutil.copytree(sft.folder / "weights", to / "base")
     config = json.loads((to / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str((to / "base").resolve())
     (to / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _require_readable_by_peft(adapter: Path, base: Path) -> None:
+    """Refuse an adapter on dense layers beside experts: peft takes their names for parts of the experts."""
+    targets = files.read_json(adapter / "adapter_config.json")["target_modules"]
+    clashing = sorted({name.rpartition(".")[2] for name in targets} & EXPERT_NAMES)
+    tensors = [name for path in files.weight_files(base) for name in files.header(path)]
+    if clashing and any(".experts." in name for name in tensors):
+        rule = "peft takes these names of dense layers for parts of the experts beside them"
+        fix = "export without --adapter, or train with lora.targets = ['attention']"
+        raise RecipeError(f"--adapter: LoRA on {', '.join(clashing)} of a mixture of experts", rule, fix)
 
 
 def _verify(folder: Path, samples: Sequence[Mapping[str, Any]]) -> None:

@@ -26,6 +26,7 @@ from towpath.models.adapters import Adapters
 from towpath.models.check_model import can_split_layers
 from towpath.models.cpu import kernels
 from towpath.models.cpu.optimizer import AdamW, merge_float32, split_float32
+from towpath.models.head import token_logprobs
 from towpath.models.heads import WIDE, RidgeHead, ScalarHead, random_feature_mean, running_mean
 from towpath.progress import print_note, progress
 from towpath.recipe import Compile
@@ -173,7 +174,7 @@ class Local:
         if self._compile.on:
             options = self._compile.model_dump(exclude={"on", "cudagraphs"})
             options["triton.cudagraphs"] = self._compile.cudagraphs
-            for layer in model.base_model.layers:
+            for layer in lm.layers_of(model):
                 layer.compile(dynamic=True, options=options)
 
     def add_trunk(self, name: str, model: Any, lora: bool) -> None:
@@ -357,8 +358,8 @@ class Local:
         if "logp" in wants:
             target_N = torch.from_numpy(np.concatenate([r.ids[r.start :] for r in batch.rows])).to(self.device)
             # answer tokens of all rows, concatenated [N]; their logits [N,V] are never held at once
-            head_VD = self.trunks[role.trunk].get_output_embeddings().weight
-            logp_N, entropy_N = lm.token_logprobs(hidden_ND, head_VD, target_N, temperature, "entropy" in wants)
+            trunk = self.trunks[role.trunk]
+            logp_N, entropy_N = token_logprobs(trunk, hidden_ND, target_N, temperature, "entropy" in wants)
             out.logp_BT = passes.spread(logp_N, mask_BT)
             if "entropy" in wants:
                 out.entropy_BT = passes.spread(entropy_N, mask_BT)

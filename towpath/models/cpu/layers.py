@@ -353,20 +353,20 @@ def _angles(model: Any, like: Tensor, position_PL: Tensor) -> RotaryCache:
 
 
 @contextmanager
-def sampling_head(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
+def sampling_head(model: Any, head: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
     """Within the block weights are reordered for oneDNN, at the price of a copy; yields the output head. Only for
-    frozen weights without an adapter in bfloat16, where it is faster."""
-    head = model.get_output_embeddings()
+    frozen weights without an adapter in bfloat16, where it is faster; elsewhere yields `head`."""
     pays = is_supported(model) and model.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     stacks = [stack for layer in layers_of(model) for stack in layer.stacks] if pays else []
     if not pays or any(stack.adapter() is not None for stack in stacks):
         yield head
         return
-    whole = torch.ops.mkldnn._reorder_linear_weight(head.weight.detach())
+    linear = model.get_output_embeddings()
+    whole = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
     try:
         for stack in stacks:
             stack.packed = torch.ops.mkldnn._reorder_linear_weight(stack.weight())
-        yield lambda x: torch.ops.mkldnn._linear_pointwise(x, whole, head.bias, "none", [], "")
+        yield lambda x: torch.ops.mkldnn._linear_pointwise(x, whole, linear.bias, "none", [], "")
     finally:
         for stack in stacks:
             stack.packed = None
