@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from towpath.recipe.model import Lora, Method
+from towpath.recipe.model import Lora
 from towpath.recipe.reader import Section, value
 
 Positive = Annotated[float, Field(gt=0)]
@@ -13,7 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Sft(Section):
     """Supervised fine-tuning."""
 
-    method: Method | Literal["none"] = value(
+    method: Literal["lora", "full", "none"] = value(
         "lora",
         "LoRA adapters, merged at the end, or all weights; none if `model.source` is tuned already: nothing is "
         "trained, and no demonstrations are needed",
