@@ -45,16 +45,18 @@ def read_labels(folder: Path) -> list[Label]:
 
 def decided_pairs(job: Job[PairsConfig]) -> list[Pair]:
     """Comparisons whose label names a winner."""
-    comparisons = {c.id: c for c in job.store.comparisons()}
-    completions = job.store.completions()
-    prompts = job.store.prompts()
-    pairs = []
     stage = next(name for name in reversed(job.inputs) if name.startswith("label"))
-    for label in sorted(read_labels(job.inputs[stage]), key=lambda label: label.comparison):
-        c = comparisons.get(label.comparison)
-        if c and label.choice in ("a", "b"):
-            chosen, rejected = (c.a, c.b) if label.choice == "a" else (c.b, c.a)
-            pairs.append(Pair(c, label, prompts[c.prompt_id], completions[chosen], completions[rejected]))
+    labels = {label.comparison: label for label in read_labels(job.inputs[stage]) if label.choice in ("a", "b")}
+    comparisons = sorted((c for c in job.store.comparisons() if c.id in labels), key=lambda c: c.id)
+    # a completion or prompt of several comparisons is one object
+    prompts: dict[str, Prompt] = {}
+    completions: dict[str, Completion] = {}
+    pairs = []
+    for c, prompt, a, b in job.store.answers_of(comparisons, tokens=True):
+        prompt = prompts.setdefault(prompt.id, prompt)
+        sides = [completions.setdefault(side.id, side) for side in (a, b)]
+        chosen, rejected = sides if labels[c.id].choice == "a" else sides[::-1]
+        pairs.append(Pair(c, labels[c.id], prompt, chosen, rejected))
     return pairs
 
 
