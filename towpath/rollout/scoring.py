@@ -10,6 +10,7 @@ from torch import Tensor
 from towpath.data.batch import Batch
 from towpath.data.corpus import Corpus
 from towpath.models.classifier import Classifier
+from towpath.progress import progress
 from towpath.recipe import Rewards
 from towpath.records import Finding, Rollout, Score
 from towpath.rewards import shaping, sources
@@ -88,10 +89,10 @@ class RewardSources:
                 scores.append(out.score_B.numpy())
                 spread_B = out.spread_B.tolist()
             else:
-                scores.append(np.asarray(self._scorers[source.source](rollouts)))
+                scores.append(np.asarray(_score(source.source, self._scorers[source.source], rollouts)))
         score_B = shaping.combine_sources(np.stack(scores), rewards)
         reward_B = shape_rewards(rollouts, score_B, rewards)
-        watched = {name: scorer(rollouts) for name, scorer in self._watched.items()}
+        watched = {name: _score(name, scorer, rollouts) for name, scorer in self._watched.items()}
         names = [source.source for source in rewards.sources] if len(scores) > 1 else []
         return [
             Score(
@@ -103,6 +104,12 @@ class RewardSources:
             )
             for i in range(len(rollouts))
         ], handle
+
+
+def _score(name: str, scorer: Scorer, rollouts: Sequence[Rollout]) -> Sequence[float]:
+    """The scores of one source, whose time is shown."""
+    with progress(f"scoring by {name}"):
+        return scorer(rollouts)
 
 
 def shape_rewards(rollouts: Sequence[Rollout], score_B: np.ndarray, rewards: Rewards) -> np.ndarray:
