@@ -9,7 +9,7 @@ from typing import Any
 
 from towpath.data.locations import Locations
 from towpath.data.refused_rows import RefusedRow, count_by_part
-from towpath.records import Demonstration, Finding, Prompt
+from towpath.records import Conversation, Demonstration, Finding, Prompt
 
 PIECE = 4096
 """Records that are hashed at once."""
@@ -56,6 +56,10 @@ class Corpus:
         """The extra columns of these prompts; None where a row has no such column."""
         rows = [self.columns.get(p.id, {}) for p in prompts]
         return {name: [row.get(name) for row in rows] for name in sorted(self.column_names)}
+
+    def as_rows_have_them(self, prompts: Sequence[Prompt]) -> list[str | Conversation]:
+        """Prompts for reward functions: as messages if the rows have messages, else as texts."""
+        return [p.messages if self.conversational else p.text for p in prompts]
 
     @cached_property
     def train(self) -> tuple[Prompt, ...]:
