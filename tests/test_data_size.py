@@ -8,10 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from foreign import put
 
 from towpath.data import corpus, corpus_reader, count_cache, data_summary, row_files
+from towpath.data.batch import Batch, make_row
 from towpath.data.chat import Chat
 from towpath.data.token_lengths import TokenLengths
 from towpath.errors import DataError
@@ -19,7 +22,8 @@ from towpath.recipe import Decoding, Recipe
 from towpath.records import Comparison, Completion, Judgement, Message, Prompt
 from towpath.run import loading, status
 from towpath.run.plan import plan_labels
-from towpath.stages import generation
+from towpath.stages import generation, reward_training
+from towpath.stages.loop import columns
 from towpath.store.judgement_reads import ChoicesDigest, beside_people, choices_digest, newest
 from towpath.store.store import Store
 
@@ -219,3 +223,24 @@ def test_rows_are_streamed_with_the_hash_of_the_file(tmp_path: Path, name: str) 
     assert read.files == {name: hashlib.sha256(path.read_bytes()).hexdigest()}
     last = read.prompts[-1].id
     assert read.locations.get("prompts", last).startswith(f"{name}:3")
+
+
+def test_features_of_some_prompts_are_the_first_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (2, 3, 2)
+    beats_BK = np.zeros((7, 3), np.float32)
+    for winner, loser in ((0, 1), (3, 0), (4, 2), (6, 0)):  # a row, and the position of an answer in its prompt
+        beats_BK[winner, loser] = 1.0
+    place_B = np.concatenate([np.arange(size) for size in sizes])
+    rows = [make_row([number], [number, number]) for number in range(7)]
+    batch = Batch(rows, columns(beats=beats_BK, place=place_B), sizes, frozenset({"beats"}))
+    feature_BD = torch.arange(14.0).reshape(7, 2) ** 2
+
+    def score(_role: str, some: Batch, _wants: object) -> Any:
+        return SimpleNamespace(last_BD=feature_BD[[int(row.ids[0]) for row in some.rows]])
+
+    runtime: Any = SimpleNamespace(score=score)
+    every = reward_training._differences(reward_training._last_states(runtime, batch), batch)
+    monkeypatch.setattr(reward_training, "MAX_PROBED", 2)
+    some = reward_training._differences(reward_training._last_states(runtime, batch), batch)
+    assert len(every) == 4 and len(some) == 3 and (some == every[:3]).all()
+    assert every[0].tolist() == (feature_BD[0] - feature_BD[1]).tolist()

@@ -16,6 +16,7 @@ Query = Any
 
 SCAN_LIMIT = 64  # partly rated tasks that are scanned before a new one is assigned
 BLOCK = 500  # rows or parameters of one statement
+_SHARED = ("rater", "kind", "choice", "shown", "guideline", "at", "comment")
 _TOKENS: dict[int, int] = {}
 """Each token id that was read, once: a list of a million answers has few different ones."""
 SETTLED_STATES = ("judged", "skipped", "flagged")
@@ -129,8 +130,15 @@ NOT_RETRACTED = ~select(schema.retractions.c.key).where(schema.retractions.c.key
 
 
 def load_judgements(connection: Connection, query: Query) -> list[Judgement]:
-    """Run a query for rows of `judgements`."""
-    return [Judgement(**without_number(row)) for row in connection.execute(query).mappings()]
+    """Run a query for rows of `judgements`; what many rows share is one object."""
+    shared: dict[str, str] = {}
+
+    def compact(row: Any) -> dict[str, Any]:
+        values = without_number(row)
+        return values | {name: shared.setdefault(values[name], values[name]) for name in _SHARED if name in values}
+
+    rows = connection.execute(query).yield_per(BLOCK).mappings()
+    return [Judgement(**compact(row)) for row in rows]
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
