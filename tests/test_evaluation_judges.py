@@ -411,7 +411,7 @@ def test_an_arena_that_its_owner_stops_decides_nothing(run: Path) -> None:
 
 def recorded_run(run: Path, separable: bool) -> Recipe:
     """A run with recorded preferences on data of its own: the chosen answer is polite, or either is at random."""
-    draws = random.Random(1)
+    draws = random.Random(2)
     rows = []
     for i, (fruit, name, topic) in enumerate(itertools.product(FRUITS, NAMES, TOPICS[:3])):
         better = f"Gern geschehen, {fruit} und {topic} passen gut." if separable or draws.random() < 0.5 else "Nein."
@@ -456,6 +456,7 @@ def test_recorded_preferences_are_judged_by_a_held_out_reward_model(tmp_path: Pa
 def test_held_out_reward_model_that_guesses_decides_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = recorded_run(run, separable=False)
+    recipe = recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"validation": 0.5})})
     for stage in ("sft", "label", "judge_model", "baseline"):
         pipeline.run(recipe, run, lambda _line: None, stage, force=True)
     gate = {v.gate: v for v in status.run_verdicts(recipe, run)}["sft"]
