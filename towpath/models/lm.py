@@ -89,6 +89,15 @@ def layers_of(model: Any) -> nn.ModuleList:
     return next(child for child in lists if len(child) == count)
 
 
+def checkpoint_layers(model: Any) -> None:
+    """Compute the layers again in the backward pass, in gradient passes of any kind."""
+    model.checkpoints_layers = True
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.base_model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # of the layer alone: its parts have no dropout
+
+
 @contextmanager
 def _only(body: Any, part: slice, norm: nn.Module) -> Iterator[None]:
     """Within the block the model has only some of its layers, and another final norm."""

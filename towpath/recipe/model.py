@@ -15,6 +15,21 @@ class Lora(Section):
     last_n_layers: int = value(
         0, "adapt only the last n layers; 0 for all", "a third to all", "no gradient flows below the first one", ge=0
     )
+    targets: list[str] = value(
+        ["linear"],
+        "what is adapted: linear (all linear layers but the head), attention, mlp, experts (of a mixture), all; or "
+        "names of layers and patterns of their paths, such as q_proj or *.layers.1?.*",
+        "linear",
+        "all linear layers learn more than attention alone at an equal number of weights",
+    )
+    dropout: float = value(
+        0.0,
+        "share of an adapter's inputs that is dropped in training; for sft, reward and algorithms on comparisons",
+        "0-0.1",
+        "against overfitting of small data; in RL it would change the probability ratio",
+        ge=0,
+        lt=1,
+    )
 
 
 class Compile(Section):
@@ -47,6 +62,16 @@ class Model(Section):
         "grouped", "attention kernel", why="grouped matrix products are faster on CPUs at short lengths"
     )
     template: str = value("model", "chat template: model (its own), chatml, or a path to a Jinja file")
+    quantize: Literal["none", "4bit"] = value(
+        "none",
+        "4bit: frozen weights in four bits, for LoRA on a CUDA GPU; needs towpath[quantize]",
+        why="a quarter of the memory of bfloat16 weights",
+    )
+    gradient_checkpointing: bool = value(
+        False,
+        "compute the layers again in the backward pass, to hold one layer's activations at a time",
+        why="for long rows; a training step takes about a third longer, and the gradient is the same",
+    )
     compile: Compile = value(Compile(), "torch.compile; no effect on CPUs for models of Llama's family")
     tokens_per_pass: int = value(
         1024, "tokens in one forward pass; changes memory use, never the gradient", "512-8192", ge=16
