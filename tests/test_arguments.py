@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from towpath.errors import RecipeError
+from towpath.records import Message
 from towpath.rewards import sources
 from towpath.run import arguments
 
@@ -20,7 +21,9 @@ from towpath.run import arguments
         (range(3), r"prompts\[0\] = 0"),
         (["a", "  "], r"prompts\[1\]"),
         (["\ud83d"], r"prompts\[0\]"),
-        ([[{"role": "user", "content": "a"}]], r"prompts\[0\]"),
+        ([[{"role": "assistant", "content": "a"}]], r"prompts\[0\]: prompt: roles out of order"),
+        ([[{"role": "user", "content": " "}]], r"prompts\[0\]"),
+        ([[]], r"prompts\[0\]"),
     ],
 )
 def test_invalid_prompts_are_refused(texts, words):
@@ -29,7 +32,19 @@ def test_invalid_prompts_are_refused(texts, words):
 
 
 def test_prompts_may_be_a_generator_or_an_array():
-    assert arguments.prompts(text for text in ("a", "b")) == arguments.prompts(np.array(["a", "b"])) == ["a", "b"]
+    expected = [(Message("user", "a"),), (Message("user", "b"),)]
+    assert arguments.prompts(text for text in ("a", "b")) == arguments.prompts(np.array(["a", "b"])) == expected
+
+
+def test_prompts_may_be_conversations():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    expected = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    assert arguments.prompts([turns]) == arguments.prompts([{"prompt": turns, "reference": "x"}]) == [expected]
+    assert arguments.columns([{"prompt": turns, "reference": "x"}]) == {expected: {"reference": "x"}}
+    assert arguments.is_conversational([turns]) and not arguments.is_conversational(["a"])
+    whole = [[*turns, {"role": "assistant", "content": answer}] for answer in ("d", "e")]
+    assert arguments.pairs([{"chosen": whole[0], "rejected": whole[1]}]) == [(expected, "d", "e")]
+    assert arguments.pairs([(turns, "d", "e")]) == [(expected, "d", "e")]
 
 
 @pytest.mark.parametrize("rows", [None, 7, "abc", {"prompt": "a"}])
@@ -56,7 +71,9 @@ def test_invalid_pairs_are_refused(rows):
 
 
 def test_preference_dicts_of_other_libraries_are_pairs():
-    assert arguments.pairs([{"prompt": "a", "chosen": "b", "rejected": "c", "score": 1}]) == [("a", "b", "c")]
+    assert arguments.pairs([{"prompt": "a", "chosen": "b", "rejected": "c", "score": 1}]) == [
+        ((Message("user", "a"),), "b", "c")
+    ]
 
 
 def test_several_rewards_with_weights():

@@ -2,12 +2,17 @@
 refused before training."""
 
 import functools
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import towpath as tp
+from towpath.data.corpus_reader import read_corpus
 from towpath.errors import RecipeError
+from towpath.recipe import Data
+from towpath.records import Message
 from towpath.rewards.call_adapter import adapt_function
 from towpath.run import arguments
 
@@ -80,7 +85,7 @@ def test_conflicting_columns_are_refused() -> None:
         arguments.columns([{"prompt": "a", "truth": 1}, {"prompt": "a", "truth": 2}])
     assert arguments.columns(
         [{"prompt": "a", "truth": 1}, {"prompt": "b", "truth": None}, {"prompt": "a", "truth": 1}]
-    )["a"] == {"truth": 1}
+    )[(Message("user", "a"),)] == {"truth": 1}
     for rows in (
         [{"prompt": "a", "truth": 1}, "b"],
         ["b", {"prompt": "a", "truth": 1}],
@@ -90,10 +95,36 @@ def test_conflicting_columns_are_refused() -> None:
             arguments.columns(rows)
 
 
-def test_recipe_reward_with_columns_is_refused() -> None:
-    with pytest.raises(RecipeError) as refused:
-        adapt_function("python:mine:exact", by_name)
-    assert "a recipe passes no columns" in refused.value.fix
+CONVERSATIONS = [(Message("system", "Add."), Message("user", prompt)) for prompt in PROMPTS]
+
+
+def test_conversational_rows_give_messages_as_in_trl() -> None:
+    def reward(prompts, completions, ground_truth, **kwargs):
+        rows = zip(prompts, completions, ground_truth, strict=True)
+        return [prompt[-1]["content"] + answer[0]["content"] + truth for prompt, answer, truth in rows]
+
+    call = adapt_function("mine", reward, ROWS.keys())
+    assert call(CONVERSATIONS, ANSWERS, ROWS) == ["1 + 122", "2 + 254"]
+    texts = adapt_function("mine", lambda prompts, answers: answers, ())
+    assert texts(CONVERSATIONS, ANSWERS, {}) == ANSWERS
+    by_position = adapt_function("mine", lambda p, a: p, ())
+    assert by_position(CONVERSATIONS, ANSWERS, {}) == ["System: Add.\n\nUser: 1 + 1", "System: Add.\n\nUser: 2 + 2"]
+    always = adapt_function("mine", lambda conversations, answers: conversations, ())
+    assert always(PROMPTS, ANSWERS, {})[0] == [{"role": "user", "content": "1 + 1"}]
+    assert always(CONVERSATIONS, ANSWERS, {})[0][0] == {"role": "system", "content": "Add."}
+
+
+def test_columns_of_data_files_reach_reward_functions(tmp_path) -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": "1 + 1"}], "reference": "2", "level": 3},
+        {"messages": [{"role": "user", "content": "2 + 2"}], "reference": "4"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Data(prompts="p.jsonl", demonstrations="", safety="", heldout=0.0)
+    corpus = read_corpus(tmp_path, data, 0)
+    assert corpus.conversational and corpus.column_names == {"reference", "level"}
+    assert corpus.columns_of(corpus.prompts) == {"level": [3, None], "reference": ["2", "4"]}
+    assert corpus.digests.train != replace(corpus, columns={}).digests.train
 
 
 def test_trl_reward_signature_is_supported(tmp_path, tiny_folder) -> None:

@@ -385,7 +385,7 @@ def test_csv_export_escapes_formulas_reversibly():
     assert all(not row["name"].startswith(exchange.FORMULA_PREFIXES) for row in cells)
     assert [row["name"] for row in cells][:4] == ["'=1+1", "'+1", "'-1 is less", "'@SUM(A1)"]
     assert [row["number"] for row in cells] == ["-0.5"] * len(odd)
-    assert [row["name"] for _, row in exchange.csv_rows(out.getvalue())] == odd
+    assert [row["name"] for _, row in exchange.csv_rows(io.StringIO(out.getvalue(), newline=""))] == odd
     plain = io.StringIO()
     exchange.write_csv(plain, [{"name": "x"}], ["name"])
     assert plain.getvalue() == "name\r\nx\r\n"

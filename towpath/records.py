@@ -200,6 +200,12 @@ class Finding:
     """Other causes of the same sight, each with the number that speaks against it."""
 
 
+def prompt_of(name: str, messages: Sequence[Message]) -> Prompt:
+    """A conversation that ends with the user as a prompt."""
+    *history, last = messages
+    return Prompt(name, last.content, history=tuple(history))
+
+
 def messages_of(rows: Sequence[dict[str, str]]) -> Conversation:
     """A conversation from rows with role and content, as it is stored."""
     return tuple(Message(row["role"], row["content"]) for row in rows)  # pyright: ignore[reportArgumentType]

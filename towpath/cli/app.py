@@ -73,9 +73,10 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     from dataclasses import asdict
 
     from towpath import recipe
-    from towpath.progress import progress
+    from towpath.progress import progress, quiet_libraries
     from towpath.run import loading, pipeline, preflight
 
+    quiet_libraries()
     settings = recipe.load(run, set_)
     with progress("check"):
         findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
@@ -85,6 +86,29 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
         else preflight.lines(findings) or "nothing to report"
     )
     preflight.require(findings, force)
+
+
+@app.command(epilog="Example: towpath data my-run --part prompts --file 'chat-*.jsonl'")
+def data(
+    run: Run,
+    set_: Set = None,
+    as_json: Json = False,
+    part: Annotated[str, typer.Option(help="prompts, demonstrations or safety")] = "",
+    file: Annotated[str, typer.Option(metavar="PATTERN", help="only rows of files that match this pattern")] = "",
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write an HTML page with histograms")] = None,
+) -> None:
+    """Describe the data: rows by domain, difficulty and length, duplicates, leaks, and why rows are left out."""
+    from dataclasses import asdict
+
+    from towpath import recipe
+    from towpath.run.loading import describe_data
+    from towpath.view.data_page import lines, write_page
+
+    settings = recipe.load(run, set_)
+    overview = describe_data(settings, run, part, file)
+    if html:
+        write_page(html, settings.name, overview)
+    print_output(json.dumps(asdict(overview), indent=1) if as_json else lines(overview))
 
 
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")

@@ -179,11 +179,14 @@ class Chat:
                 )
 
     def _conversation(self, messages: Sequence[Message]) -> list[int]:
+        return self._encoder.encode(self._conversation_parts(messages))
+
+    def _conversation_parts(self, messages: Sequence[Message]) -> list[Part]:
         frame = self._frame(tuple(message.role for message in messages))
         parts = [Part(frame[0], True)]
         for message, following in zip(messages, frame[1:], strict=True):
             parts += [Part(turn_text(message)), Part(following, True)]
-        return self._encoder.encode(parts)
+        return parts
 
     def _fixed(self) -> tuple[list[int], str, str, list[int]]:
         """The tokens that every prompt begins and ends with, and the template text between them.
@@ -234,18 +237,48 @@ class Chat:
         messages = as_messages(prompt)
         if len(messages) > 1:
             return self._conversation(messages)
-        text = messages[0].content.strip()
-        near = self._encoder.encode([Part(self._inner_before, True), Part(text), Part(self._inner_after, True)])
+        near = self._encoder.encode(self._turn_parts(messages[0].content))
         return [*self._head, *near, *self._tail]
+
+    def _turn_parts(self, text: str) -> list[Part]:
+        return [Part(self._inner_before, True), Part(text.strip()), Part(self._inner_after, True)]
+
+    def prompt_counts(self, prompts: Sequence[Prompted]) -> list[int | None]:
+        """Number of tokens of each prompt, tokenised together; None where the template does not render the turns."""
+        texts: list[list[Part]] = []
+        fixed: list[int | None] = []
+        for prompt in prompts:
+            messages = as_messages(prompt)
+            try:
+                single = len(messages) == 1
+                texts.append(self._turn_parts(messages[0].content) if single else self._conversation_parts(messages))
+                fixed.append(len(self._head) + len(self._tail) if single else 0)
+            except TemplateFailed:
+                texts.append([])
+                fixed.append(None)
+        counts = self._encoder.counts(texts)
+        return [None if beside is None else count + beside for count, beside in zip(counts, fixed, strict=True)]
 
     def answer(self, text: str) -> list[int]:
         """Tokens of an answer after a prompt, including the token that ends the turn."""
+        parts = self._answer_parts(text)
+        return self._after_context(self._encoder.encode([*self._context, *parts]), parts)
+
+    def answer_counts(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each answer, tokenised together."""
+        parts = [self._answer_parts(text) for text in texts]
+        wholes = self._encoder.encode_batch([[*self._context, *one] for one in parts])
+        return [len(self._after_context(whole, one)) for whole, one in zip(wholes, parts, strict=True)]
+
+    def _answer_parts(self, text: str) -> list[Part]:
         lead = "" if self.lead.strip() else self.lead
         text = text.strip()
         if self._opened_reasoning:  # the prompt ends with this marker
             text = text.removeprefix(self._opened_reasoning).lstrip()
-        parts = [Part(lead, True), Part(text), Part(self._closing, True)]
-        whole = self._encoder.encode([*self._context, *parts])
+        return [Part(lead, True), Part(text), Part(self._closing, True)]
+
+    def _after_context(self, whole: list[int], parts: list[Part]) -> list[int]:
+        """The tokens of an answer among those of the fixed prompt and the answer."""
         length = len(self._context_ids)
         ids = (
             whole[length:] if whole[:length] == self._context_ids else self._encoder.encode_after(self._context, parts)

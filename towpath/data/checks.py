@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from towpath.data import corpus_reader, curate, recorded_preferences, row_files
+import numpy as np
+
+from towpath.data import corpus_reader, count_cache, curate, recorded_preferences, row_files, signature_cache
 from towpath.data import refused_rows as refused
 from towpath.data.chat import Chat
 from towpath.data.context_budget import cut_findings
 from towpath.data.corpus import Corpus
-from towpath.data.file_cache import cache_file
 from towpath.data.token_lengths import TokenLengths, TooLong, find_too_long, limits_of, model_key, refused_rows
 from towpath.errors import DataError, TowpathError
 from towpath.recipe import Recipe
@@ -19,15 +20,15 @@ MAX_NAMES = 10
 
 def check_data(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, context: int | None) -> list[Finding]:
     """Findings on the data; unusable rows are written to a file of the run. Lengths need a chat."""
-    lengths = TokenLengths(chat, cache_file(run, "token_lengths"), model_key(recipe), context)
+    lengths = TokenLengths(chat, count_cache.path_of(run, "token_lengths"), model_key(recipe), context)
     long = find_too_long(corpus, lengths, limits_of(recipe, context)) if chat else []
     survey, findings = _count_preferences(recipe, run, corpus, lengths)
     listed = refused.write_refused_rows(
-        run, [*corpus.refused, *refused_rows(corpus, long), *survey.refused, *survey.long]
+        run, [*corpus.refused, *corpus.filtered, *refused_rows(corpus, long), *survey.refused, *survey.long]
     )
     findings = findings or list(_preferences(recipe, survey, listed))
     findings += [
-        *_overlaps(curate.overlaps(corpus, cache_file(run, "signatures").with_suffix(""))),
+        *_overlaps(curate.overlaps(corpus, signature_cache.path_of(run))),
         *_safety(corpus.safety),
         *_unread_files(recipe, run),
     ]
@@ -230,15 +231,15 @@ def _lengths(
     for limit, (code, what, cause, remedy) in texts.items():
         if over := [f"{one.id} ({one.tokens})" for one in long if one.limit == limit]:
             findings.append(Finding(code, "error", f"{len(over)} {what}: {first_names(over)}; {listed}", cause, remedy))
-    answers = {d.id: lengths.answer(d.response) or 0 for d in corpus.demonstrations}
-    over = [name for name, n in answers.items() if n > recipe.policy.max_new_tokens]
     most = recipe.policy.max_new_tokens
+    answer_R = lengths.answers(corpus.demonstrations)
+    over = [corpus.demonstrations[position].id for position in np.flatnonzero(answer_R > most).tolist()]
     if over:
         evidence = (
-            f"{len(over)} of {len(answers)} demonstrations are longer than policy.max_new_tokens = {most}: "
+            f"{len(over)} of {len(answer_R)} demonstrations are longer than policy.max_new_tokens = {most}: "
             f"{first_names(over)}"
         )
-        remedy = f"raise max_new_tokens (the longest has {max(answers.values())} tokens), or shorten them"
+        remedy = f"raise max_new_tokens (the longest has {answer_R.max()} tokens), or shorten them"
         findings.append(
             Finding(
                 "answer-length",

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from towpath.data.locations import Locations
 from towpath.data.refused_rows import RefusedRow, count_by_part
-from towpath.records import Demonstration, Finding, Prompt
+from towpath.records import Conversation, Demonstration, Finding, Prompt
+
+PIECE = 4096
+"""Records that are hashed at once."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,15 @@ class Corpus:
     files: dict[str, str] = field(default_factory=dict)
     refused: tuple[RefusedRow, ...] = ()
     """Rows that were left out because they cannot be used."""
-    locations: dict[tuple[str, str], str] = field(default_factory=dict)
-    """File and line of each record, by part and id."""
+    locations: Locations = field(default_factory=Locations)
     random_splits: int = 0
     """Prompts whose split was assigned at random (`data.heldout`), since their rows name none."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Extra columns of the prompts' rows, by prompt id, for reward functions."""
     conversational: bool = False
     """Whether rows give their prompts as messages, so that reward functions get messages, too."""
+    filtered: tuple[RefusedRow, ...] = ()
+    """Rows that the recipe's filters and balance leave out."""
 
     @cached_property
     def column_names(self) -> frozenset[str]:
@@ -51,6 +56,10 @@ class Corpus:
         """The extra columns of these prompts; None where a row has no such column."""
         rows = [self.columns.get(p.id, {}) for p in prompts]
         return {name: [row.get(name) for row in rows] for name in sorted(self.column_names)}
+
+    def as_rows_have_them(self, prompts: Sequence[Prompt]) -> list[str | Conversation]:
+        """Prompts for reward functions: as messages if the rows have messages, else as texts."""
+        return [p.messages if self.conversational else p.text for p in prompts]
 
     @cached_property
     def train(self) -> tuple[Prompt, ...]:
@@ -76,7 +85,8 @@ class Corpus:
             "demonstrations": self.demonstrations,
             "safety": self.safety,
         }
-        return {name: len(records) for name, records in parts.items()} | {"skipped_rows": count_by_part(self.refused)}
+        left_out = {"skipped_rows": count_by_part(self.refused), "filtered_rows": count_by_part(self.filtered)}
+        return {name: len(records) for name, records in parts.items()} | left_out
 
     @cached_property
     def digests(self) -> Digests:
@@ -88,8 +98,29 @@ class Corpus:
 
 
 def digest(content: Any) -> str:
-    """Content hash of records and plain values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
+    """Content hash of records and plain values, as JSON; a long list is never one text."""
+    sha256 = hashlib.sha256()
+    for text in _pieces(content):
+        sha256.update(text.encode())
+    return sha256.hexdigest()
+
+
+def _pieces(content: Any) -> Iterator[str]:
+    """The JSON text of a value, piece by piece."""
+    if not isinstance(content, list | tuple):
+        yield _ENCODER.encode(content)
+        return
+    yield "["
+    for begin in range(0, len(content), PIECE):
+        yield ", " * bool(begin)
+        block = content[begin : begin + PIECE]
+        if any(isinstance(item, list | tuple) for item in block):
+            for number, item in enumerate(block):
+                yield ", " * bool(number)
+                yield from _pieces(item)
+        else:
+            yield _ENCODER.encode(block)[1:-1]
+    yield "]"
 
 
 def _plain(value: Any) -> Any:
@@ -103,3 +134,6 @@ def _plain(value: Any) -> Any:
 @cache
 def _names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, default=_plain)

@@ -3,7 +3,9 @@
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections import ChainMap
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from itertools import chain, islice
@@ -13,6 +15,8 @@ from typing import Any, TypeVar
 from towpath.data import fields, row_files
 from towpath.data import refused_rows as refused
 from towpath.data.corpus import Corpus
+from towpath.data.count_cache import text_key
+from towpath.data.locations import Locations
 from towpath.data.preference_rows import column_names
 from towpath.data.rankings import is_tree, tree_examples
 from towpath.data.refused_rows import Part, RefusedRow, refused_row
@@ -20,6 +24,7 @@ from towpath.data.row_files import Cells, Rows, UnusableRow
 from towpath.data.texts import normalise, require_text
 from towpath.errors import DataError, RecipeError
 from towpath.hashing import hash_uniform
+from towpath.progress import Progress, progress
 from towpath.recipe import Data
 from towpath.records import Conversation, Demonstration, Finding, Prompt, Split, opening, transcript
 
@@ -29,7 +34,7 @@ R = TypeVar("R", Prompt, Demonstration)
 def read_corpus(run: Path, data: Data, seed: int) -> Corpus:
     """Read the files of a recipe. An unusable row raises DataError, or is left out if `data.unusable` is "skip"."""
     reader = _Reader(run, data, seed)
-    locations: dict[str, str] = {}
+    locations: dict[str, int] = {}
     prompts = reader.assign_ids("prompts", reader.records("prompts", data.prompts, reader.prompt), locations)
     safety_rows, renamed = _separate_ids(reader.records("safety", data.safety, reader.safety_prompt), locations)
     safety = reader.assign_ids("safety", safety_rows, locations)
@@ -73,6 +78,18 @@ def relative_name(run: Path, path: Path) -> str:
     return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
 
 
+class _CountedDigest:
+    """The SHA-256 of a file, and the progress of reading it."""
+
+    def __init__(self, work: Progress) -> None:
+        self.sha256 = hashlib.sha256()
+        self._work = work
+
+    def update(self, data: Any, /) -> None:
+        self.sha256.update(data)
+        self._work.advance(len(data))
+
+
 @dataclass
 class _Reader:
     """Reads rows and records the files read and every unusable row."""
@@ -82,37 +99,38 @@ class _Reader:
     seed: int
     refused: list[RefusedRow] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
-    locations: dict[tuple[str, str], str] = field(default_factory=dict)
-    """File and line of each record, by part and id."""
+    locations: Locations = field(default_factory=Locations)
     random_splits: int = 0
     """Number of prompts without a named split."""
     conversational: bool = False
     """Whether rows of prompts give messages."""
-    _columns: dict[str, Cells] = field(default_factory=dict)
+    _columns: dict[int, Cells] = field(default_factory=dict)
     """Extra columns by location."""
-    _named_splits: dict[str, Split] = field(default_factory=dict)
+    _named_splits: dict[int, Split] = field(default_factory=dict)
     """Splits that demonstrations name for their prompts."""
 
-    def records(self, part: Part, pattern: str, make: Callable[[Cells, str], Iterator[R]]) -> list[tuple[str, R]]:
+    def records(self, part: Part, pattern: str, make: Callable[[Cells, str], Iterator[R]]) -> list[tuple[int, R]]:
         """The records in the usable rows of the files of a pattern, each with its location."""
-        records = []
+        records: list[tuple[int, R]] = []
         paths = match_files(self.run, f"data.{part}", pattern)
         if part == "safety":
             self._require_known(paths)
         for path in paths:
             name = relative_name(self.run, path)
-            for location, cells in self._rows(part, path, name):
-                try:
-                    if isinstance(cells, str):
-                        raise UnusableRow(cells)
-                    records += [(location, record) for record in make(cells, name)]
-                    if part == "prompts":
-                        self._note_columns(location, cells)
-                except UnusableRow as reason:
-                    self.refused.append(refused_row(part, location, str(reason)))
+            with progress(f"reading {name}", path.stat().st_size, "bytes") as work:
+                for line, cells in self._rows(part, path, name, work):
+                    location = self.locations.code(name, line)
+                    try:
+                        if isinstance(cells, str):
+                            raise UnusableRow(cells)
+                        records += [(location, record) for record in make(cells, name)]
+                        if part == "prompts":
+                            self._note_columns(location, cells)
+                    except UnusableRow as reason:
+                        self.refused.append(refused_row(part, f"{name}:{line}", str(reason)))
         return records
 
-    def _note_columns(self, location: str, cells: Cells) -> None:
+    def _note_columns(self, location: int, cells: Cells) -> None:
         self.conversational = self.conversational or fields.is_conversational(cells)
         extra = fields.extra_columns(cells)
         if extra:
@@ -120,16 +138,18 @@ class _Reader:
 
     def columns(self, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:
         """The extra columns of prompts, by id."""
-        by_id = {p.id: self._columns.get(self.locations["prompts", p.id]) for p in prompts} if self._columns else {}
-        return {name: extra for name, extra in by_id.items() if extra}
+        if not self._columns:
+            return {}
+        by_id = ((p.id, self.locations.code_of("prompts", p.id)) for p in prompts)
+        return {name: self._columns[code] for name, code in by_id if code is not None and code in self._columns}
 
-    def _rows(self, part: Part, path: Path, name: str) -> Iterator[tuple[str, Cells | str]]:
-        content = row_files.read_bytes(path)
-        self.files[name] = hashlib.sha256(content).hexdigest()
+    def _rows(self, part: Part, path: Path, name: str, work: Progress) -> Rows:
+        digest = _CountedDigest(work)
         rows = 0
-        for line, cells in _examples(row_files.parse_rows(path, content), part):
+        for line, cells in _examples(row_files.read_rows(path, digest), part):
             rows += 1
-            yield f"{name}:{line}", cells
+            yield line, cells
+        self.files[name] = digest.sha256.hexdigest()
         if not rows:
             self.refused.append(RefusedRow(part, name, 0, "the file has no rows"))
 
@@ -164,7 +184,7 @@ class _Reader:
             if response is None:
                 raise UnusableRow(f"no response (keys: {column_names(cells)})")
             require_text("response", response)
-            key = normalise(transcript(messages))
+            key = text_key("", normalise(transcript(messages)))
             if split and self._named_splits.get(key) != "heldout":  # heldout wins over train
                 self._named_splits[key] = split
             named = fields.parse_name(cells, "prompt_id")
@@ -180,14 +200,14 @@ class _Reader:
         draw = hash_uniform(self.seed, "heldout", normalise(opening(messages)))
         return "heldout" if draw < self.data.heldout else "train"
 
-    def assign_ids(self, part: Part, records: list[tuple[str, R]], locations: dict[str, str]) -> list[R]:
+    def assign_ids(self, part: Part, records: list[tuple[int, R]], locations: dict[str, int]) -> list[R]:
         """Give every record a unique id: its own, or one derived from its content."""
+        position = self.locations.text
         accepted = []
         for location, record in records:
             if record.id and record.id in locations:
-                self.refused.append(
-                    refused_row(part, location, f"id {record.id!r} is used already at {locations[record.id]}")
-                )
+                reason = f"id {record.id!r} is used already at {position(locations[record.id])}"
+                self.refused.append(refused_row(part, position(location), reason))
                 continue
             if record.id:
                 locations[record.id] = location
@@ -198,29 +218,29 @@ class _Reader:
                 record = replace(record, id=_unused_id(part[0], record, locations))
                 locations[record.id] = location
             named.append(record)
-            self.locations[part, record.id] = location
+            self.locations.add(part, record.id, location)
         return named
 
     def link_demonstrations(
         self, demonstrations: list[Demonstration], prompts: list[Prompt], safety_ids: set[str]
     ) -> tuple[list[Demonstration], list[Prompt], list[Finding]]:
         """Link demonstrations to prompts, and leave out those of held-out prompts, with a finding."""
-        by_id = {p.id: p for p in prompts}
-        by_text = _by_text(prompts)
+        by_id = {p.id: p for p in prompts} if demonstrations else {}
+        by_text = _by_text(prompts, {_text_key(d) for d in demonstrations})
         added = []
         linked = []
         dropped = []
-        taken = dict.fromkeys([*by_id, *safety_ids], "")
+        taken = ChainMap[str, Any](by_id, dict.fromkeys(safety_ids))
         for demonstration in demonstrations:
-            text = normalise(demonstration.text)
+            text = _text_key(demonstration)
             name = demonstration.prompt_id
-            location = self.locations["demonstrations", demonstration.id]
+            location = self.locations.get("demonstrations", demonstration.id)
             if name in safety_ids:
                 self.refused.append(
                     refused_row("demonstrations", location, f"prompt_id {name!r} belongs to the safety set")
                 )
                 continue
-            if name in by_id and normalise(by_id[name].text) != text:
+            if name in by_id and _text_key(by_id[name]) != text:
                 self.refused.append(refused_row("demonstrations", location, f"prompt_id {name!r} has another prompt"))
                 continue
             owners = [by_id[name]] if name in by_id else by_text.get(text, [])
@@ -229,8 +249,10 @@ class _Reader:
                 domain = demonstration.domain or "general"
                 prompt = Prompt(name, demonstration.prompt, domain, split=split, history=demonstration.history)
                 prompt = prompt if name else replace(prompt, id=_unused_id("p", prompt, taken))
-                by_id[prompt.id], by_text[text], taken[prompt.id] = prompt, [prompt], ""
-                self.locations["prompts", prompt.id] = location
+                by_id[prompt.id] = prompt
+                by_text[text] = [prompt]
+                code = self.locations.code_of("demonstrations", demonstration.id)
+                self.locations.add("prompts", prompt.id, code or 0)
                 added.append(prompt)
                 owners = [prompt]
             if any(p.split == "heldout" for p in (*owners, *by_text[text])):
@@ -275,8 +297,8 @@ def _no_prompts(rows: list[RefusedRow]) -> DataError:
 
 
 def _separate_ids(
-    safety: list[tuple[str, Prompt]], taken: dict[str, str]
-) -> tuple[list[tuple[str, Prompt]], list[Finding]]:
+    safety: list[tuple[int, Prompt]], taken: Container[str]
+) -> tuple[list[tuple[int, Prompt]], list[Finding]]:
     """The safety set with ids that no prompt has, since public data sets often count from 1."""
     clashing = {p.id for _, p in safety if p.id in taken}
     if not clashing:
@@ -293,11 +315,20 @@ def _separate_ids(
     return [(location, replace(p, id=renamed(p.id), twin=renamed(p.twin))) for location, p in safety], [finding]
 
 
-def _by_text(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
-    same: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        same.setdefault(normalise(prompt.text), []).append(prompt)
+def _by_text(prompts: list[Prompt], wanted: set[int]) -> dict[int, list[Prompt]]:
+    """Prompts by their question, of the wanted questions."""
+    same: dict[int, list[Prompt]] = {}
+    if wanted:
+        for prompt in prompts:
+            key = _text_key(prompt)
+            if key in wanted:
+                same.setdefault(key, []).append(prompt)
     return same
+
+
+def _text_key(record: Prompt | Demonstration) -> int:
+    """A hash of the normalised text: a million texts are not held twice."""
+    return text_key("", normalise(record.text))
 
 
 def _heldout_finding(dropped: list[str], count: int) -> Finding:
@@ -307,7 +338,7 @@ def _heldout_finding(dropped: list[str], count: int) -> Finding:
     return Finding("demonstrations-heldout", "warning", evidence, "a held-out prompt must not be trained on", remedy)
 
 
-def _unused_id(prefix: str, record: Any, taken: dict[str, str]) -> str:
+def _unused_id(prefix: str, record: Any, taken: Container[str]) -> str:
     """An id derived from content, with a number if it is taken."""
     content = json.dumps([record.text, getattr(record, "response", "")])
     stem = f"{prefix}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
@@ -321,8 +352,9 @@ def _unused_id(prefix: str, record: Any, taken: dict[str, str]) -> str:
 
 def _prompt(cells: Cells, messages: Conversation, harmful: bool, split: Split) -> Prompt:
     *history, last = messages
-    domain = fields.storable_text(cells, "domain") or "general"
-    difficulty = fields.storable_text(cells, "difficulty") or "medium"
+    # interned, since a million rows share a few
+    domain = sys.intern(fields.storable_text(cells, "domain") or "general")
+    difficulty = sys.intern(fields.storable_text(cells, "difficulty") or "medium")
     return Prompt(
         _id(cells),
         last.content,

@@ -45,7 +45,7 @@ def refused_row(part: Part, position: str, reason: str) -> RefusedRow:
 
 def count_by_reason(rows: Iterable[RefusedRow]) -> Counter[str]:
     """Number of rows per kind of reason, ignoring what differs between rows."""
-    return Counter(_kind(row.reason) for row in rows)
+    return Counter(reason_kind(row.reason) for row in rows)
 
 
 def count_by_part(rows: Iterable[RefusedRow]) -> dict[str, int]:
@@ -61,8 +61,8 @@ def format_listing(rows: Sequence[RefusedRow]) -> str:
     per_reason: Counter[str] = Counter()
     first_rows = []
     for row in rows:
-        per_reason[_kind(row.reason)] += 1
-        if per_reason[_kind(row.reason)] <= SHOWN_OF_A_REASON and len(first_rows) < SHOWN:
+        per_reason[reason_kind(row.reason)] += 1
+        if per_reason[reason_kind(row.reason)] <= SHOWN_OF_A_REASON and len(first_rows) < SHOWN:
             first_rows.append(str(row))
     more = [f"… and {len(rows) - len(first_rows)} more"] if len(rows) > len(first_rows) else []
     return "\n  ".join(["; ".join(counts), *first_rows, *more])
@@ -72,7 +72,7 @@ def format_summary(rows: Sequence[RefusedRow], places_shown: int = 3) -> str:
     """The same in one line: counts by reason, each with its first locations."""
     parts = []
     for reason, count in count_by_reason(rows).most_common(SHOWN_REASONS):
-        places = [f"{row.file}:{row.line}" for row in rows if _kind(row.reason) == reason][:places_shown]
+        places = [f"{row.file}:{row.line}" for row in rows if reason_kind(row.reason) == reason][:places_shown]
         parts.append(f"{count} × {reason} ({', '.join(places)}{', …' if count > places_shown else ''})")
     return "; ".join(parts)
 
@@ -100,10 +100,10 @@ def write_refused_rows(run: Path, rows: Sequence[RefusedRow], name: str = FILE) 
 
 
 @lru_cache(maxsize=4096)
-def _kind(reason: str) -> str:
+def reason_kind(reason: str) -> str:
     """A reason without values, names and notes that differ between rows; limits of the recipe are kept."""
     plain = re.sub(r" \([^)]*\)", "", reason)
     plain = re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", plain)
     column, _, rest = plain.partition(": ")
     kind = column if " " in column or not rest else f"{column}: {rest.partition(': ')[0]}"
-    return re.sub(r"(?<!= )\b\d+\b", "N", kind)
+    return re.sub(r"(?<!= )(?<!\d\.)\b\d+\b", "N", kind)

@@ -3,10 +3,15 @@
 import gzip
 import json
 import secrets
+import shutil
 import zlib
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from io import BufferedReader, BytesIO, RawIOBase, TextIOWrapper
 from pathlib import Path
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, Protocol, cast
 
 from towpath.errors import DataError
 from towpath.store.exchange import csv_rows, json_rows, write_csv
@@ -16,6 +21,10 @@ Rows = Iterator[tuple[int, Cells | str]]
 """A string instead of a row is the reason why there is none."""
 
 _SPACE = " \t\r\n"
+BLOCK = 1 << 20
+PARQUET_ROWS = 4096
+IN_MEMORY = 1 << 26
+"""Bytes of a CSV or Parquet file beyond which its copy is on the disk."""
 
 
 class UnusableRow(Exception):
@@ -43,13 +52,9 @@ def file_type(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def read_rows(path: Path) -> Rows:
-    """Each row of a file with its line, or its number in Parquet."""
-    return parse_rows(path, read_bytes(path))
-
-
-def read_bytes(path: Path) -> bytes:
-    """The raw bytes of a file."""
+def read_rows(path: Path, digest: "Digest | None" = None) -> Rows:
+    """Each row of a file with its line, or its number in Parquet; `digest` is updated with the bytes of the file, all
+    of which are read once the rows are at their end. Only a JSON list is read as a whole."""
     if not is_supported(path):
         raise DataError(
             f"{path}: files of type {file_type(path) or '(none)'} are not read",
@@ -57,18 +62,40 @@ def read_bytes(path: Path) -> bytes:
             "convert it",
         )
     try:
-        return path.read_bytes()
+        with ExitStack() as opened:
+            file = opened.enter_context(path.open("rb", buffering=0))
+            content = opened.enter_context(BufferedReader(_Hashed(file, digest), BLOCK))
+            plain = opened.enter_context(gzip.open(content)) if path.suffix.lower() == ".gz" else content
+            yield from _READERS[file_type(path)](cast(BinaryIO, plain))
+            while content.read(BLOCK):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: {error}", "the file must be readable", "fix the file") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}", "the file must be readable", "fix its permissions") from None
 
 
-def parse_rows(path: Path, content: bytes) -> Rows:
-    """The rows in the bytes of a file, by the type of its name."""
-    try:
-        decompressed = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {error}", "the file must be readable", "fix the file") from None
-    return _READERS[file_type(path)](decompressed)
+class Digest(Protocol):
+    """A hash that is updated with bytes."""
+
+    def update(self, data: Any, /) -> None: ...
+
+
+class _Hashed(RawIOBase):
+    """The bytes of a file, which update a digest as they are read; a seek back, as Parquet needs, is not hashed."""
+
+    def __init__(self, file: RawIOBase, digest: Digest | None) -> None:
+        self._file = file
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer) or 0
+        if self._digest is not None:
+            self._digest.update(memoryview(buffer)[:count])
+        return count
 
 
 def is_supported(path: Path) -> bool:
@@ -100,22 +127,31 @@ def write_rows(path: Path, rows: Sequence[Cells]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _parse_csv(content: bytes) -> Rows:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        return iter([(line, "not UTF-8; no row of this file was read")])
-    return csv_rows(text, short_rows=False)
+def _parse_csv(content: BinaryIO) -> Rows:
+    """Rows of a table, whose encoding is checked before the first is read."""
+    with SpooledTemporaryFile(IN_MEMORY) as copy:
+        decoder = getincrementaldecoder("utf-8-sig")()
+        lines = 1
+        while block := content.read(BLOCK):
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                yield lines + error.object[: error.start].count(b"\n"), "not UTF-8; no row of this file was read"
+                return
+            lines += block.count(b"\n")
+            copy.write(block)
+        copy.seek(0)
+        yield from csv_rows(TextIOWrapper(cast(BinaryIO, copy), "utf-8-sig", newline=""), short_rows=False)
 
 
-def _parse_json(content: bytes) -> Rows:
+def _parse_json(content: BinaryIO) -> Rows:
     """A JSON list of objects, or JSON lines in a file named .json."""
+    whole = content.read()
     try:
-        text = content.decode("utf-8-sig")
+        text = whole.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return json_rows(content)
-    return _parse_json_list(text) if text.lstrip(_SPACE).startswith("[") else json_rows(content)
+        return json_rows(BytesIO(whole))
+    return _parse_json_list(text) if text.lstrip(_SPACE).startswith("[") else json_rows(BytesIO(whole))
 
 
 def _parse_json_list(text: str) -> Rows:
@@ -154,26 +190,27 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _parse_parquet(content: bytes) -> Rows:
+def _parse_parquet(content: BinaryIO) -> Rows:
     import pyarrow  # slow to import, and few files need it
     from pyarrow import parquet
 
     number = 0
-    try:
-        file = parquet.ParquetFile(pyarrow.BufferReader(content))
-        names = file.schema_arrow.names
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            yield 1, f"two columns are named {twice!r}; no row of this file was read"
-            return
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        yield (
-            number + 1,
-            f"not Parquet: {(str(error).splitlines() or ['unreadable'])[0]}; the rows from here on were not read",
-        )
+    # Parquet is read from its end: a copy, which is on the disk if it is large
+    with SpooledTemporaryFile(IN_MEMORY) as copy:
+        shutil.copyfileobj(content, copy, BLOCK)
+        try:
+            file = parquet.ParquetFile(copy)
+            names = file.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                yield 1, f"two columns are named {twice!r}; no row of this file was read"
+                return
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = (str(error).splitlines() or ["unreadable"])[0]
+            yield number + 1, f"not Parquet: {reason}; the rows from here on were not read"
 
 
 def _write_jsonl(path: Path, rows: Iterable[Cells]) -> None:
@@ -212,7 +249,7 @@ def _write_parquet(path: Path, rows: Sequence[Cells]) -> None:
     parquet.write_table(pyarrow.Table.from_pylist([blank | row for row in rows]), path)
 
 
-_READERS: dict[str, Callable[[bytes], Rows]] = {
+_READERS: dict[str, Callable[[BinaryIO], Rows]] = {
     ".jsonl": json_rows,
     ".json": _parse_json,
     ".csv": _parse_csv,

@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from towpath.data import near_duplicates as near
+from towpath.data.file_cache import FOLDER
 
 ENTRY = np.dtype([("key", np.uint64), ("signature", np.uint8, near.SIGNATURE)])
 ROWS_AT_ONCE = 1 << 16
+
+
+def path_of(run: Path) -> Path:
+    """The cache of a run, without the version in its name."""
+    return run / FOLDER / "signatures"
 
 
 def signatures(texts: Sequence[str], key_N: np.ndarray, cache: Path | None = None) -> np.ndarray:

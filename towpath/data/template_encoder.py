@@ -1,9 +1,11 @@
 """Tokenise text from a chat template and a user in one pass; only the template can produce control tokens."""
 
 import copy
+import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from towpath.errors import ModelError
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
 
 ATTEMPTS = 20
+GROUP = 256
+"""Texts that a thread tokenises at once."""
 
 
 class Part(NamedTuple):
@@ -60,6 +64,30 @@ class TemplateEncoder:
         """Token ids of the parts as one text."""
         return self._encode(self._join(parts))
 
+    def encode_batch(self, texts: Sequence[Sequence[Part]]) -> list[list[int]]:
+        """`encode` of each text, tokenised together."""
+        return [self._translated(ids) for ids in self._batch_ids(texts)]
+
+    def counts(self, texts: Sequence[Sequence[Part]]) -> list[int]:
+        """Number of tokens of each text, tokenised together."""
+        return [len(ids) - ids.count(self._dropped) for ids in self._batch_ids(texts)]
+
+    def _batch_ids(self, texts: Sequence[Sequence[Part]]) -> Iterator[list[int]]:
+        """The ids of each text before aliases are translated, as `_encode` finds them."""
+        contents = [self._join(parts) for parts in texts]
+        groups = [contents[begin : begin + GROUP] for begin in range(0, len(contents), GROUP)]
+        forbidden = set(self.controls.values()) - self._harmless
+
+        def encode(group: list[str]) -> list[Any]:
+            return self._backend.encode_batch_fast(group, add_special_tokens=False)
+
+        # the tokenizer's own threads gain nothing here; it releases the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for group, encodings in zip(groups, pool.map(encode, groups), strict=True):
+                for text, encoding in zip(group, encodings, strict=True):
+                    ids: list[int] = encoding.ids
+                    yield ids if forbidden.isdisjoint(ids) else self._safe_ids(text)
+
     def encode_after(self, parts: Sequence[Part], following: Sequence[Part]) -> list[int]:
         """Token ids of `following` after the parts, with no token across the boundary."""
         head = self._join(parts)
@@ -90,6 +118,12 @@ class TemplateEncoder:
         return self._pattern.sub(lambda match: self._alias[match.group()], text) if self._pattern else text
 
     def _encode(self, text: str) -> list[int]:
+        return self._translated(self._safe_ids(text))
+
+    def _translated(self, ids: list[int]) -> list[int]:
+        return [self._number.get(number, number) for number in ids if number != self._dropped]
+
+    def _safe_ids(self, text: str) -> list[int]:
         """Tokenise; if the vocabulary itself contains a control token's text, split the text inside it."""
         forbidden = set(self.controls.values()) - self._harmless
         read = ""
@@ -101,8 +135,7 @@ class TemplateEncoder:
                 if number in forbidden
             ]
             if not leaks:
-                ids: list[int] = encoding.ids
-                return [self._number.get(number, number) for number in ids if number != self._dropped]
+                return encoding.ids
             read = text[leaks[0] - 1 : leaks[0] + 20]
             for position in sorted(set(leaks), reverse=True):
                 text = text[:position] + self._split + text[position:]

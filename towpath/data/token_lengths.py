@@ -4,20 +4,24 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+
+import numpy as np
 
 from towpath.data.chat import Chat, Prompted, as_messages
 from towpath.data.context_budget import cut_corpus
 from towpath.data.corpus import Corpus
-from towpath.data.file_cache import code_fingerprint, read_cache, write_cache
+from towpath.data.count_cache import CountCache, text_key
+from towpath.data.file_cache import code_fingerprint
 from towpath.data.refused_rows import Part, RefusedRow, refused_row
 from towpath.data.template_renderer import TemplateFailed
+from towpath.progress import progress
 from towpath.recipe import Recipe
-from towpath.records import Demonstration, transcript
+from towpath.records import Demonstration, Prompt, transcript
 
-MAX_CACHED = 100_000
-"""Cached counts of texts not in the current data; skipped rows are among them, which `status` needs."""
+R = TypeVar("R", bound=Prompt | Demonstration)
 
+ROWS_AT_ONCE = 4096
 TEMPLATE_REASON = "the chat template does not render a conversation with these roles"
 UNRENDERABLE = -1
 """The count of a conversation that the chat template cannot render."""
@@ -57,75 +61,103 @@ def model_key(recipe: Recipe) -> str:
 
 
 class TokenLengths:
-    """Token counts by text. Without a chat only cached counts are known; others are None."""
+    """Token counts by text. Without a chat only cached counts are known; others are None, or 0 in an array."""
 
     def __init__(
         self, chat: Chat | None, cache: Path | None = None, model: str = "", context: int | None = None
     ) -> None:
         self._chat = chat
-        self._cache = cache
-        cached = read_cache(cache)
-        tokenizer = _fingerprint(chat) if chat else cached.get("tokenizer", "")
-        fits = cached.get("tokenizer") == tokenizer and (chat is not None or cached.get("model") == model)
-        self.context: int | None = context if chat else cached.get("context")
-        self._head = {"tokenizer": tokenizer, "model": model, "context": context}
-        self._cached: dict[str, int] = cached.get("tokens", {}) if fits else {}
-        self._used: dict[str, int] = {}
-        self._stale = not fits or any(cached.get(key) != value for key, value in self._head.items())
+        tokenizer = _fingerprint(chat) if chat else None
+        self._counts = CountCache(cache, {"tokenizer": tokenizer, "model": model, "context": context})
+        self.context: int | None = context if chat else self._counts.head.get("context")
 
     def prompt(self, prompt: Prompted) -> int | None:
         """Tokens of a prompt, including the template; UNRENDERABLE if the template refuses the conversation."""
         chat = self._chat
-        text = transcript(as_messages(prompt))
-        return self._count("p", text, (lambda: prompt_tokens(chat, prompt)) if chat else None)
+        return self._count(_prompt_key(prompt), (lambda: prompt_tokens(chat, prompt)) if chat else None)
 
     def answer(self, text: str) -> int | None:
         """Tokens of an answer, including EOS."""
         chat = self._chat
-        return self._count("a", text, (lambda: len(chat.answer(text))) if chat else None)
+        return self._count(text_key("a", text), (lambda: len(chat.answer(text))) if chat else None)
+
+    def prompts(self, records: Sequence[Prompt | Demonstration]) -> np.ndarray:
+        """Tokens of the prompt of each record, tokenised in blocks."""
+        key_R = np.fromiter((_prompt_key(r.messages) for r in records), np.uint64, len(records))
+        chat = self._chat
+
+        def measure(some: Sequence[Prompt | Demonstration]) -> list[int]:
+            assert chat is not None
+            counts = chat.prompt_counts([r.messages for r in some])
+            return [UNRENDERABLE if count is None else count for count in counts]
+
+        return self._counts_of("prompts", records, key_R, measure)
+
+    def answers(self, records: Sequence[Demonstration]) -> np.ndarray:
+        """Tokens of the response of each demonstration, tokenised in blocks."""
+        key_R = np.fromiter((text_key("a", r.response) for r in records), np.uint64, len(records))
+        chat = self._chat
+
+        def measure(some: Sequence[Demonstration]) -> list[int]:
+            assert chat is not None
+            return chat.answer_counts([r.response for r in some])
+
+        return self._counts_of("answers", records, key_R, measure)
 
     def save(self) -> None:
-        """Cache the counts; counts of other data are dropped if they are most of the cache."""
-        tokens = self._cached | self._used
-        if len(tokens) > MAX_CACHED + 2 * len(self._used):
-            tokens = self._used
-        if self._chat and (self._stale or tokens.keys() != self._cached.keys()):
-            write_cache(self._cache, self._head | {"tokens": tokens})
+        """Cache the counts."""
+        if self._chat:
+            self._counts.save()
 
-    def _count(self, kind: str, text: str, measure: Callable[[], int] | None) -> int | None:
-        key = kind + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        count = self._used.get(key, self._cached.get(key))
+    def _count(self, key: int, measure: Callable[[], int] | None) -> int | None:
+        count = self._counts.get(key)
         if count is None and measure is not None:
             count = measure()
-        if count is not None:
-            self._used[key] = count
+            self._counts.set(key, count)
         return count
+
+    def _counts_of(
+        self, what: str, records: Sequence[R], key_R: np.ndarray, measure: Callable[[Sequence[R]], list[int]]
+    ) -> np.ndarray:
+        count_R, known_R = self._counts.look_up(key_R)
+        missing = np.flatnonzero(~known_R)
+        if self._chat is None or not len(missing):
+            return count_R
+        with progress(f"tokens of {what}", len(missing), "rows") as work:
+            for begin in range(0, len(missing), ROWS_AT_ONCE):
+                part = missing[begin : begin + ROWS_AT_ONCE]
+                count_R[part] = measure([records[position] for position in part.tolist()])
+                work.advance(len(part))
+        self._counts.add(key_R[missing], count_R[missing])
+        return count_R
+
+
+def _prompt_key(prompt: Prompted) -> int:
+    messages = as_messages(prompt)
+    return text_key("p" if len(messages) == 1 else "c", transcript(messages))
 
 
 def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: LengthLimits) -> list[TooLong]:
     """Every record that exceeds a limit, once per limit."""
-    parts: tuple[tuple[Part, Sequence], ...] = (("prompts", corpus.prompts), ("safety", corpus.safety))
-    records = [
-        one
-        for part, prompts in parts
-        for p in prompts
-        for one in _prompt(part, p.id, lengths.prompt(p.messages) or 0, limits)
-    ]
-    for d in corpus.demonstrations:
-        tokens = row_tokens(d, lengths)
-        if lengths.prompt(d.messages) == UNRENDERABLE:
-            records.append(TooLong("demonstrations", d.id, 0, "template", TEMPLATE_REASON))
-        elif limits.context and tokens > limits.context:
-            records.append(
-                TooLong(
-                    "demonstrations",
-                    d.id,
-                    tokens,
-                    "row",
-                    f"more tokens than the model's context of {limits.context} ({tokens})",
-                )
-            )
-    return records
+    parts: tuple[tuple[Part, Sequence[Prompt]], ...] = (("prompts", corpus.prompts), ("safety", corpus.safety))
+    shortest = min(limits.prompt, limits.context - limits.new_tokens) if limits.context else limits.prompt
+    rows: list[TooLong] = []
+    for part, prompts in parts:
+        count_R = lengths.prompts(prompts)
+        for position in np.flatnonzero((count_R > shortest) | (count_R == UNRENDERABLE)).tolist():
+            rows += _prompt(part, prompts[position].id, int(count_R[position]), limits)
+    prompt_R = lengths.prompts(corpus.demonstrations)
+    total_R = prompt_R + lengths.answers(corpus.demonstrations)
+    most = limits.context or np.iinfo(total_R.dtype).max
+    for position in np.flatnonzero((total_R > most) | (prompt_R == UNRENDERABLE)).tolist():
+        name = corpus.demonstrations[position].id
+        if prompt_R[position] == UNRENDERABLE:
+            rows.append(TooLong("demonstrations", name, 0, "template", TEMPLATE_REASON))
+            continue
+        tokens = int(total_R[position])
+        reason = f"more tokens than the model's context of {limits.context} ({tokens})"
+        rows.append(TooLong("demonstrations", name, tokens, "row", reason))
+    return rows
 
 
 def row_tokens(demonstration: Demonstration, lengths: TokenLengths) -> int:
@@ -135,6 +167,9 @@ def row_tokens(demonstration: Demonstration, lengths: TokenLengths) -> int:
 
 def cut_to_budget(corpus: Corpus, lengths: TokenLengths, limits: LengthLimits) -> Corpus:
     """The corpus with conversations cut to the limits, oldest turns first."""
+    long_rows = [d for d in corpus.demonstrations if d.history]
+    lengths.prompts([*(p for p in (*corpus.prompts, *corpus.safety) if p.history), *long_rows])
+    lengths.answers(long_rows)
     longest = limits.prompt
     if limits.context:
         longest = min(longest, limits.context - limits.new_tokens)
@@ -173,7 +208,7 @@ def refused_rows(corpus: Corpus, long: Sequence[TooLong]) -> list[RefusedRow]:
 
 
 def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
-    return refused_row(part, corpus.locations.get((part, name), f"{name}:0"), reason)
+    return refused_row(part, corpus.locations.get(part, name), reason)
 
 
 def _prompt(part: Part, name: str, tokens: int, limits: LengthLimits) -> list[TooLong]:

@@ -31,6 +31,13 @@ def load_function(name: str, rule: str, folder: Path | None = None) -> tuple[Cal
     return function, module
 
 
+def find_file(name: str) -> Path:
+    """The file of that name: a path, or relative to the working directory or the run folder."""
+    path = Path(name).expanduser()
+    folders = [Path.cwd(), *(Path(folder) for folder in sys.path)]
+    return next((folder / path for folder in folders if (folder / path).is_file()), path)
+
+
 def _load_file(path: Path, name: str) -> ModuleType:
     # a name of its own: two runs may have modules of the same name
     spec = importlib.util.spec_from_file_location(f"towpath_user_{name.replace('.', '_')}", path)

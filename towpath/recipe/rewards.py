@@ -10,10 +10,20 @@ class Source(Section):
 
     source: str = value(
         "model",
-        "model, model:SOURCE, rule:NAME, python:MODULE:FUNCTION, or an http(s) address",
+        "model, model:SOURCE, rule:NAME, math, json:FILE, command:PROGRAM, python:MODULE:FUNCTION, or an http(s) "
+        "address",
         why="model is the run's reward model; model:SOURCE one from elsewhere, see docs/rewards.md",
     )
     weight: float = value(1.0, "weight of its score")
+
+
+class CommandLimits(Section):
+    """Limits of the reward source command:PROGRAM, for each answer; an answer that exceeds one is not scored."""
+
+    seconds: float = value(10.0, "seconds that the program may take", "1-60", gt=0)
+    memory: int = value(2048, "MiB of address space that it may use", "256-8192", ge=16)
+    output: int = value(256, "KiB that it may write", ge=1)
+    parallel: int = value(0, "programs that run at once; 0 for the number of cores", ge=0)
 
 
 class Rewards(Section):
@@ -22,8 +32,7 @@ class Rewards(Section):
     sources: list[Source] = value([Source()], "reward sources")
     watch: list[str] = value(
         [],
-        "sources that are measured and not rewarded: model:SOURCE, rule:NAME, python:MODULE:FUNCTION or an http(s) "
-        "address",
+        "sources that are measured and not rewarded: any of policy.rewards.sources but model",
         why="if they fall while the reward rises, the reward is being hacked",
     )
     combine: Literal["sum", "mean", "min", "cautious"] = value(
@@ -54,4 +63,12 @@ class Rewards(Section):
     diversity_bonus: float = value(
         0.0, "weight of the share of bigrams that no other answer of the rollout has, added", "0-1", ge=0
     )
+    max_unscored: float = value(
+        0.25,
+        "share of a rollout's answers that sources may leave unscored; they are not trained on, and more stop the run",
+        "0-0.5",
+        ge=0,
+        lt=1,
+    )
+    command: CommandLimits = value(CommandLimits(), "limits of the source command:PROGRAM")
     domains: dict[str, float] = value({}, "factor of the reward of each domain; 1 by default")

@@ -13,8 +13,15 @@ from towpath.recipe import Rewards
 
 
 def combine_sources(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
-    """One score per answer from the scores of all sources, by `rewards.combine`."""
+    """One score per answer from the scores of all sources, by `rewards.combine`.
+
+    A score of None, here minus infinity, does not count: the source does not apply to the answer. NaN stays NaN.
+    """
     weight_K = np.array([source.weight for source in cfg.sources])
+    applies_KB = ~np.isneginf(scores_KB)
+    if not applies_KB.all():
+        parts = [_combine_applying(scores_KB[:, b], applies_KB[:, b], cfg) for b in range(scores_KB.shape[1])]
+        return np.array(parts)
     weighted_KB = scores_KB * weight_K[:, None]
     if cfg.combine == "sum":
         return weighted_KB.sum(0)
@@ -26,6 +33,14 @@ def combine_sources(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
         return mean_B
     signed_KB = scores_KB * np.sign(weight_K)[:, None]
     return mean_B - cfg.std_penalty * np.sqrt(share_K @ (signed_KB - mean_B) ** 2)
+
+
+def _combine_applying(score_K: np.ndarray, applies_K: np.ndarray, cfg: Rewards) -> float:
+    """The score of one answer from the sources that apply to it; NaN if none with a weight does."""
+    sources = [source for source, applies in zip(cfg.sources, applies_K, strict=True) if applies]
+    if not any(source.weight for source in sources):
+        return float("nan")
+    return float(combine_sources(score_K[applies_K][:, None], cfg.model_copy(update={"sources": sources}))[0])
 
 
 def combine_ensemble(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:

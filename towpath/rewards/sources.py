@@ -23,11 +23,23 @@ from towpath import network
 from towpath.data.user_code import load_function
 from towpath.errors import RecipeError, RewardError
 from towpath.recipe import Rewards
-from towpath.rewards.call_adapter import NO_COLUMNS, Columns, RewardCall, adapt_function
+from towpath.recipe.rewards import CommandLimits
+from towpath.rewards.call_adapter import (
+    NO_COLUMNS,
+    Columns,
+    Prompts,
+    RewardCall,
+    adapt_function,
+    message_rows,
+    prompt_texts,
+)
+from towpath.rewards.command import load_command
 from towpath.rewards.fingerprint import NoFingerprint, fingerprint
+from towpath.rewards.verifiable import load_json, load_math, load_reference
 
-Scorer = Callable[..., Sequence[float]]
-"""Takes prompts, answers and optionally extra columns of the prompts' rows; returns one number per answer."""
+Scorer = Callable[..., Sequence[float | None]]
+"""Takes prompts, answers and optionally extra columns of the prompts' rows; returns a number for each answer, None
+where the source does not apply to it, NaN where it failed."""
 ATTEMPTS = 3
 FIRST_PAUSE = 2.0
 """Seconds before the second attempt, at most."""
@@ -82,12 +94,23 @@ def model_of(source: str) -> str:
     return source.removeprefix("model:").partition("#")[0]
 
 
-def load_source(source: str, key: str = "sources", columns: Collection[str] = ()) -> Scorer:
-    """The scorer that a recipe's source names; `columns` are the extra columns of the prompts' rows.
+def load_source(
+    source: str, key: str = "sources", columns: Collection[str] = (), limits: CommandLimits | None = None
+) -> Scorer:
+    """The scorer that a recipe's source names; `columns` are the extra columns of the prompts' rows, `limits` those of
+    a command.
 
     The sources `model` and `model:SOURCE` are not among these.
     """
     kind, _, rest = source.partition(":")
+    if kind == "math":
+        return load_math(source, list(columns))
+    if kind == "json":
+        return load_json(source)
+    if kind == "command":
+        return load_command(source, limits or CommandLimits())
+    if source.startswith("rule:reference"):
+        return load_reference(source, list(columns))
     if kind == "rule":
         return _load_rule(rest)
     if kind == "python":
@@ -102,16 +125,21 @@ def load_source(source: str, key: str = "sources", columns: Collection[str] = ()
             raise RecipeError(
                 f"policy.rewards.{key}: {source!r}: {error}", ADDRESS_RULE, "correct the address"
             ) from None
-        return lambda prompts, answers, _columns=NO_COLUMNS: score_over_http(source, prompts, answers)
+        return lambda prompts, answers, columns=NO_COLUMNS: score_over_http(source, prompts, answers, columns)
     own = "model, " if key == "sources" else ""
-    rule = f"{own}model:SOURCE, rule:NAME, python:MODULE:FUNCTION or an http(s) address"
+    rule = (
+        f"{own}model:SOURCE, rule:NAME, math, json:FILE, command:PROGRAM, python:MODULE:FUNCTION or an http(s) address"
+    )
     raise RecipeError(f"policy.rewards.{key}: {source!r}", rule, "for example rule:words:8-35")
 
 
-def validate_scores(source: str, scores: Sequence[float], count: int) -> list[float]:
-    """The scores as floats; RewardError unless there are `count` finite numbers."""
+def validate_scores(source: str, scores: Sequence[float | None], count: int) -> list[float | None]:
+    """The scores as floats, None where the source does not apply to an answer; RewardError unless there are `count`
+    finite numbers or None."""
     try:
-        numbers = None if isinstance(scores, str | bytes | Mapping) else [float(score) for score in scores]
+        numbers = None
+        if not isinstance(scores, str | bytes | Mapping):
+            numbers = [None if score is None else float(score) for score in scores]
     except (TypeError, ValueError):
         numbers = None
     if numbers is None:
@@ -119,7 +147,8 @@ def validate_scores(source: str, scores: Sequence[float], count: int) -> list[fl
     elif len(numbers) != count:
         problem = f"{len(numbers)} scores for {count} answers"
     else:
-        invalid = [number for number in numbers if not abs(number) <= LARGEST]  # NaN compares false
+        # NaN compares false
+        invalid = [number for number in numbers if number is not None and not abs(number) <= LARGEST]
         if not invalid:
             return numbers
         problem = f"a score of {invalid[0]}"
@@ -136,7 +165,7 @@ def _failure_fix(source: str) -> str:
 def _check_scores(source: str, call: RewardCall) -> Scorer:
     """A scorer that validates what a user's function returns, and names the line where it raises."""
 
-    def score(prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> list[float]:
+    def score(prompts: Prompts, answers: Sequence[str], columns: Columns = NO_COLUMNS) -> list[float | None]:
         try:
             scores = call(prompts, answers, columns)
         except Exception as error:  # user code may raise anything
@@ -165,7 +194,9 @@ def _load_rule(text: str) -> Scorer:
         list_item = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
         return _score_each(lambda answer: not list_item.search(answer))
     raise RecipeError(
-        f"rule:{text}: no such rule", "words:LOW-HIGH, regex:PATTERN or prose", "or write python:MODULE:FUNCTION"
+        f"rule:{text}: no such rule",
+        "words:LOW-HIGH, regex:PATTERN, prose or reference[:COLUMN]",
+        "or write python:MODULE:FUNCTION",
     )
 
 
@@ -173,17 +204,22 @@ def _score_each(holds: Callable[[str], bool]) -> Scorer:
     return lambda _prompts, answers, _columns=NO_COLUMNS: [float(holds(answer)) for answer in answers]
 
 
-def score_over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """POST {"prompts", "answers"} in batches and read {"scores"}; a server that is busy or away is tried again."""
-    scores: list[float] = []
+def score_over_http(
+    address: str, prompts: Prompts, answers: Sequence[str], columns: Columns = NO_COLUMNS
+) -> list[float | None]:
+    """POST {"prompts", "answers", "messages"} and the columns in batches and read {"scores"}; a server that is busy or
+    away is tried again."""
+    scores: list[float | None] = []
     for begin in range(0, len(answers), BATCH):
         part = slice(begin, begin + BATCH)
-        batch = {"prompts": list(prompts[part]), "answers": list(answers[part])}
+        batch: dict[str, list[Any]] = {name: list(values[part]) for name, values in columns.items()}
+        batch |= {"prompts": prompt_texts(prompts[part]), "answers": list(answers[part])}
+        batch["messages"] = message_rows(prompts[part])
         scores += validate_scores(address, post_batch(address, batch, "scores"), len(batch["answers"]))
     return scores
 
 
-def post_batch(address: str, batch: Mapping[str, list[str]], field: str) -> list[Any]:
+def post_batch(address: str, batch: Mapping[str, list[Any]], field: str) -> list[Any]:
     """POST a batch of texts and read the list `field` of the reply; RewardError after the last attempt."""
     problem = ""
     wait = 0.0
@@ -191,7 +227,7 @@ def post_batch(address: str, batch: Mapping[str, list[str]], field: str) -> list
         if attempt:
             time.sleep(max(wait, network.backoff(attempt, FIRST_PAUSE)))
         try:
-            reply = _client(os.getpid()).post(address, json.dumps(batch).encode())
+            reply = _client(os.getpid()).post(address, json.dumps(batch, default=str).encode())
             if reply.status == 200:
                 return list(json.loads(reply.body)[field])
         except network.ForbiddenAddress as error:
@@ -205,7 +241,7 @@ def post_batch(address: str, batch: Mapping[str, list[str]], field: str) -> list
         if not network.is_transient(reply.status) or wait > network.MAX_RETRY_AFTER:
             break
     fix = "start the server or correct the address, then start again; the run resumes from the last checkpoint"
-    names = ", ".join(f'"{name}"' for name in batch)
+    names = ", ".join(f'"{name}"' for name in batch if name in ("prompts", "answers", "a", "b"))
     raise RewardError(f"{address}: {problem}", f'it must answer {{{names}}} with {{"{field}"}}', fix)
 
 

@@ -18,7 +18,7 @@ from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.data.draws import permutation, uniforms
 from towpath.data.intervals import wilson
-from towpath.errors import RecipeError
+from towpath.errors import RecipeError, RewardError
 from towpath.hashing import hash_uniform
 from towpath.recipe import Decoding, Policy
 from towpath.records import Prompt, Rollout
@@ -117,16 +117,19 @@ class Experience:
         batch = self.compute_logprobs(
             rollouts, temperature, self.policy.epochs == 1 and self.policy.batch >= len(draws)
         )
-        batch = self.compute_rewards(rollouts, batch, knobs)
-        if self.config.critic != "none":
-            batch = self.compute_values(batch)
         # completions of one prompt are neighbours: rows 0..group-1 are group 0
         batch = batch.with_columns(group=torch.arange(len(draws)) // self.policy.group)
+        batch = self.compute_rewards(rollouts, batch, knobs)
+        unscored = self._unscored_share(batch)
+        batch, rollouts = _without_unscored(batch, rollouts)
+        if self.config.critic != "none":
+            batch = self.compute_values(batch)
         tokens = sum(len(r.token_ids) for r in rollouts)
         return batch, rollout_metrics(batch, rollouts) | {
             "seconds_generate": sampled - started,
             "seconds_score": time.monotonic() - sampled,
             "tokens_per_second": tokens / max(sampled - started, 1e-9),
+            **({"unscored": unscored} if unscored else {}),
         }
 
     def draws(self, step: int) -> list[Draw]:
@@ -223,6 +226,18 @@ class Experience:
             batch = batch.with_handle("features", features)
         return batch.with_columns(**score_columns(scores))
 
+    def _unscored_share(self, batch: Batch) -> float:
+        """The share of answers without a reward; RewardError if it is above `policy.rewards.max_unscored`."""
+        if "reward" not in batch.columns:
+            return 0.0
+        share = float(batch.columns["reward"].isnan().float().mean())
+        limit = self.policy.rewards.max_unscored
+        if share > limit:
+            value = f"{share:.0%} of {len(batch)} answers have no score"
+            rule = f"policy.rewards.max_unscored = {limit:g}; answers without a score are not trained on"
+            raise RewardError(value, rule, "correct the reward source, or raise policy.rewards.max_unscored")
+        return share
+
     def compute_values(self, batch: Batch) -> Batch:
         """The batch with the critic's values [B,T]."""
         wants = ("value",)
@@ -272,8 +287,10 @@ class Experience:
         outputs = generate(self.engine, requests, "validation answers")
         rollouts = self._rollouts(draws, outputs[: len(draws)])
         batch = self.compute_rewards(rollouts, self.compute_logprobs(rollouts, temperature), {})
-        metrics = rollout_metrics(batch, rollouts)
-        chosen = {name: metrics[name] for name in VALIDATION_METRICS if name in metrics}
+        unscored = self._unscored_share(batch)
+        metrics = rollout_metrics(*_without_unscored(batch, rollouts))
+        chosen: Numbers = {"unscored": unscored} if unscored else {}
+        chosen |= {name: metrics[name] for name in VALIDATION_METRICS if name in metrics}
         chosen |= {name: x for name, x in metrics.items() if name.startswith(("reward/", "score/", "watched/"))}
         if self.sources:
             chosen |= self._shaped_by(knobs, rollouts, batch)
@@ -289,7 +306,8 @@ class Experience:
         rewards = rewards_at(self.policy.rewards, knobs)
         if rewards is self.policy.rewards:
             return {}
-        return {"reward_turned": float(shape_rewards(rollouts, batch.columns["score"].numpy(), rewards).mean())}
+        shaped_B = shape_rewards(rollouts, batch.columns["score"].numpy(), rewards)
+        return {"reward_turned": float(np.nanmean(shaped_B))}
 
     def _compare_with_reference(self, batch: Batch) -> Numbers:
         """The interval of KL, and how often the reward rose over the reference's own answers."""
@@ -300,12 +318,16 @@ class Experience:
             return metrics
         policy_B = batch.columns["reward"].numpy()
         reference_B = self._reference_reward() if self._reference_reward_B is None else self._reference_reward_B
+        scored_B = ~np.isnan(policy_B) & ~np.isnan(reference_B)
+        policy_B = policy_B[scored_B]
+        reference_B = reference_B[scored_B]
         # ties count half
         rose = np.where(policy_B == reference_B, 0.5, policy_B > reference_B)
         low, high = wilson(float(rose.sum()), len(rose))
         return metrics | {
             "reference_reward": float(reference_B.mean()),
             "rose": float(rose.mean()),
+            "rose_n": float(len(rose)),
             "rose_low": low,
             "rose_high": high,
         }
@@ -317,6 +339,17 @@ class Experience:
         rollouts = self._rollouts(draws, outputs)
         rows = self.runtime.cache_frozen_prefix(self._rows(rollouts), "reference")
         return self.compute_rewards(rollouts, rows, {}).columns["reward"].numpy()
+
+
+def _without_unscored(batch: Batch, rollouts: Sequence[Rollout]) -> tuple[Batch, Sequence[Rollout]]:
+    """The batch and its rollouts without answers that have no reward; what a runtime keeps of features is of other rows
+    then."""
+    if "reward" not in batch.columns or not batch.columns["reward"].isnan().any():
+        return batch, rollouts
+    index = (~batch.columns["reward"].isnan()).nonzero()[:, 0].tolist()
+    scored = batch.take(index)
+    handles = {name: handle for name, handle in scored.handles.items() if name != "features"}
+    return replace(scored, handles=handles), [rollouts[i] for i in index]
 
 
 def _pack(outputs: Sequence[SampleOutput]) -> dict[str, Tensor]:

@@ -28,7 +28,10 @@ class SampleLog:
     def write_answers(self, step: int, rollouts: Sequence[Rollout], batch: Batch) -> None:
         """Write the answers of one validation."""
         names = [name for name in ("score", "reward") if name in batch.columns]
-        scores = [{name: round(float(batch.columns[name][i]), 5) for name in names} for i in range(len(rollouts))]
+        scores = [
+            {name: round(float(batch.columns[name][i]), 5) for name in names if not batch.columns[name][i].isnan()}
+            for i in range(len(rollouts))
+        ]
         self._write([_row(step, r) | score for r, score in zip(rollouts, scores, strict=True)])
 
     def write_probes(self, step: int, rollouts: Sequence[Rollout]) -> Numbers:

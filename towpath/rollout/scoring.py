@@ -16,7 +16,7 @@ from towpath.rewards import shaping, sources
 from towpath.rollout.reward_models import AnswerText, RewardScorer
 
 Numbers = dict[str, float]
-Scorer = Callable[[Sequence[Rollout]], Sequence[float]]
+Scorer = Callable[[Sequence[Rollout]], Sequence[float | None]]
 
 
 class RewardSources:
@@ -43,17 +43,19 @@ class RewardSources:
         if source in self.classifiers:
             model = self.classifiers[source]
 
-            def score(rollouts: Sequence[Rollout]) -> Sequence[float]:
+            def score(rollouts: Sequence[Rollout]) -> Sequence[float | None]:
                 scores = model.score([r.prompt.messages for r in rollouts], [r.text for r in rollouts], source)
                 return sources.validate_scores(source, scores, len(rollouts))
 
             return score
-        call = sources.load_source(source, key, self.corpus.column_names)
-        return lambda rollouts: call(
-            [r.prompt.text for r in rollouts],
-            [r.text for r in rollouts],
-            self.corpus.columns_of([r.prompt for r in rollouts]),
-        )
+        call = sources.load_source(source, key, self.corpus.column_names, self.rewards.command)
+
+        def score_texts(rollouts: Sequence[Rollout]) -> Sequence[float | None]:
+            prompts = [r.prompt for r in rollouts]
+            answers = [r.text for r in rollouts]
+            return call(self.corpus.as_rows_have_them(prompts), answers, self.corpus.columns_of(prompts))
+
+        return score_texts
 
     def truncation_findings(self) -> list[Finding]:
         """A finding on each reward model from elsewhere that did not read all of the answers' conversations."""
@@ -88,21 +90,31 @@ class RewardSources:
                 scores.append(out.score_B.numpy())
                 spread_B = out.spread_B.tolist()
             else:
-                scores.append(np.asarray(self._scorers[source.source](rollouts)))
+                scores.append(_as_array(self._scorers[source.source](rollouts)))
         score_B = shaping.combine_sources(np.stack(scores), rewards)
         reward_B = shape_rewards(rollouts, score_B, rewards)
-        watched = {name: scorer(rollouts) for name, scorer in self._watched.items()}
+        watched = {name: _as_array(scorer(rollouts)) for name, scorer in self._watched.items()}
         names = [source.source for source in rewards.sources] if len(scores) > 1 else []
         return [
             Score(
                 float(score_B[i]),
                 float(reward_B[i]),
-                {name: float(column[i]) for name, column in zip(names, scores, strict=False)},
-                {name: float(column[i]) for name, column in watched.items()},
+                {name: _score(column[i]) for name, column in zip(names, scores, strict=False)},
+                {name: _score(column[i]) for name, column in watched.items()},
                 spread_B[i] if spread_B else None,
             )
             for i in range(len(rollouts))
         ], handle
+
+
+def _as_array(scores: Sequence[float | None]) -> np.ndarray:
+    """Scores with minus infinity where a source does not apply, as `combine_sources` takes them."""
+    return np.array([-np.inf if score is None else score for score in scores], dtype=float)
+
+
+def _score(value: float) -> float:
+    """A score; NaN where a source does not apply."""
+    return float("nan") if np.isneginf(value) else float(value)
 
 
 def shape_rewards(rollouts: Sequence[Rollout], score_B: np.ndarray, rewards: Rewards) -> np.ndarray:

@@ -72,7 +72,8 @@ def _scores(batch: Batch, rollouts: Sequence[Rollout]) -> Numbers:
     """Means of scores and rewards, their correlation with length and repetition, and means by domain."""
     c = batch.columns
     names = [name for name in c if name in ("score", "reward") or name.startswith(("score/", "watched/"))]
-    metrics = {name: float(c[name].mean()) for name in names}
+    # a source may not apply to some answers
+    metrics = {name: float(c[name].nanmean()) for name in names if not c[name].isnan().all()}
     metrics["reward_std"] = float(c["reward"].std(unbiased=False))
     if "spread" in c:
         metrics["score_spread"] = float(c["spread"].mean())

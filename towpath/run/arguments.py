@@ -6,32 +6,54 @@ from typing import Any
 
 import numpy as np
 
+from towpath.data.conversations import parse_messages, require_prompt
+from towpath.data.preference_rows import prompt_and_answers
+from towpath.data.row_files import UnusableRow
 from towpath.errors import RecipeError
+from towpath.records import Conversation, Message
 from towpath.rewards import sources
 from towpath.rewards.call_adapter import RESERVED_NAMES
 
-Reward = Callable[..., Sequence[float]]
+Reward = Callable[..., Sequence[float | None]]
 Rewards = Reward | str | Mapping[str, Any] | Sequence[Reward | str | Mapping[str, Any]]
-Pair = tuple[str, str, str]
+Pair = tuple[Conversation, str, str]
 """A prompt, the better answer, the worse one."""
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 
 
-def prompts(rows: Iterable[Any], name: str = "prompts") -> list[str]:
-    """The texts of prompts, given as texts or as rows."""
-    fix = "give a list of texts, or of rows {'prompt': text, 'COLUMN': value}"
+def prompts(rows: Iterable[Any], name: str = "prompts") -> list[Conversation]:
+    """Prompts as conversations, given as texts, as lists of messages, or as rows."""
+    fix = "give a list of texts, of conversations [{'role': ..., 'content': ...}], or of rows {'prompt': ..., ...}"
     if _is_no_list(rows):
         raise RecipeError(f"{name} = {rows!r:.80}", "a list of texts", fix)
-    texts: list[Any] = [row.get("prompt") if isinstance(row, Mapping) else row for row in rows]
-    for number, text in enumerate(texts):
-        if not _is_text(text):
-            raise RecipeError(f"{name}[{number}] = {text!r:.80}", "a prompt is a text that is not blank", fix)
-    return texts
+    return [_conversation(row, f"{name}[{number}]", fix) for number, row in enumerate(rows)]
 
 
-def columns(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """The other columns of rows, by the text of their prompt."""
-    by_prompt: dict[str, dict[str, Any]] = {}
+def is_conversational(rows: Sequence[Any]) -> bool:
+    """Whether rows give their prompts as messages, so that reward functions get messages, too."""
+    prompts = [row.get("prompt") if isinstance(row, Mapping) else row for row in rows]
+    return any(isinstance(prompt, list | tuple) for prompt in prompts)
+
+
+def _conversation(row: Any, what: str, fix: str) -> Conversation:
+    cells = dict(row) if isinstance(row, Mapping) else {"prompt": row}
+    prompt = cells.get("prompt")
+    if not _is_text(prompt) and not isinstance(prompt, list | tuple):
+        raise RecipeError(f"{what} = {prompt!r:.80}", "a prompt is a text that is not blank, or a conversation", fix)
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    try:
+        messages = require_prompt(parse_messages(list(prompt or ()), "prompt"), "prompt")
+    except UnusableRow as reason:
+        raise RecipeError(f"{what}: {reason}", "a conversation alternates and ends with the user", fix) from None
+    if not all(_is_text(message.content) for message in messages):
+        raise RecipeError(f"{what} = {prompt!r:.80}", "a turn is a text that is not blank", fix)
+    return messages
+
+
+def columns(rows: Sequence[Any]) -> dict[Conversation, dict[str, Any]]:
+    """The other columns of rows, by their prompt."""
+    by_prompt: dict[Conversation, dict[str, Any]] = {}
     names: set[str] | None = None
     for number, row in enumerate(rows):
         cells = row if isinstance(row, Mapping) else {"prompt": row}
@@ -48,7 +70,7 @@ def columns(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
         if reserved:
             rule = "reward functions get prompts and completions under these names"
             raise RecipeError(f"prompts[{number}] has a column {reserved[0]!r}", rule, "give the column another name")
-        first = by_prompt.setdefault(cells["prompt"], others)
+        first = by_prompt.setdefault(_conversation(row, f"prompts[{number}]", ""), others)
         if repr(first) != repr(others):
             rule = "a prompt is trained on once, with one value in each column"
             value = f"prompts[{number}] = {cells['prompt']!r:.60} is there twice, with other columns"
@@ -57,22 +79,35 @@ def columns(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
 
 
 def pairs(rows: Iterable[Any]) -> list[Pair]:
-    """Pairs of answers, given as three texts or as a mapping of `prompt`, `chosen` and `rejected`."""
+    """Pairs of answers, given as (prompt, better, worse), or as a mapping of `prompt`, `chosen` and `rejected`: texts,
+    or messages."""
     if _is_no_list(rows):
         fix = "give a list of (prompt, better answer, worse answer)"
         raise RecipeError(f"pairs = {rows!r:.80}", "a list of pairs", fix)
     valid = []
     for number, row in enumerate(rows):
-        cells: Any = [row.get(column) for column in PAIR_COLUMNS] if isinstance(row, Mapping) else row
-        texts: list[Any] = [] if isinstance(cells, str) or not isinstance(cells, Iterable) else list(cells)
         value = f"pairs[{number}] = {row!r:.80}"
-        if len(texts) != 3 or not all(map(_is_text, texts)):
-            fix = "give (prompt, better answer, worse answer), or a mapping of prompt, chosen and rejected"
-            raise RecipeError(value, "a pair is three texts", fix)
-        if texts[1].strip() == texts[2].strip():
+        prompt, better, worse = _pair(row, value)
+        if better.strip() == worse.strip():
             raise RecipeError(value, "one answer is better than the other", "leave out pairs of equal answers")
-        valid.append((texts[0], texts[1], texts[2]))
+        valid.append((prompt, better, worse))
     return valid
+
+
+def _pair(row: Any, value: str) -> Pair:
+    fix = "give (prompt, better answer, worse answer), or a mapping of prompt, chosen and rejected"
+    cells: Any = row
+    if not isinstance(row, Mapping):
+        parts = [] if isinstance(row, str) or not isinstance(row, Iterable) else list(row)
+        cells = dict(zip(PAIR_COLUMNS, parts, strict=False)) if len(parts) == len(PAIR_COLUMNS) else {}
+    named = {name: cells[name] for name in (*PAIR_COLUMNS, "system", "history") if cells.get(name) is not None}
+    try:
+        prompt, better, worse = prompt_and_answers(named)
+    except UnusableRow as reason:
+        raise RecipeError(value, f"a pair is a prompt and two answers: {reason}", fix) from None
+    if not all(map(_is_text, (*(message.content for message in prompt), better, worse))):
+        raise RecipeError(value, "a pair is three texts", fix)
+    return prompt, better, worse
 
 
 def rewards(reward: Rewards, columns: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 its fingerprint changes."""
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from towpath.data import corpus_reader, data_summary
 from towpath.data.corpus import Corpus, digest
 from towpath.data.data_summary import DataSummary
 from towpath.data.file_cache import cache_file, read_cache, write_cache
+from towpath.data.user_code import find_file
 from towpath.feedback import simulated_rater
 from towpath.judges.selection import select_judges
 from towpath.models import content
@@ -286,8 +288,21 @@ def _user_code(policy: Policy) -> dict[str, dict[str, str]]:
     modules = [source.source.split(":")[1] for source in policy.rewards.sources if source.source.startswith("python:")]
     if "." in policy.algo:
         modules.append(policy.algo)
-    hashes = _code_hashes(modules)
+    hashes = _code_hashes(modules) | _file_hashes(policy)
     return {"code": hashes} if hashes else {}
+
+
+def _file_hashes(policy: Policy) -> dict[str, str]:
+    """Hashes of the files that reward sources name: JSON schemas, and programs with their arguments."""
+    names: list[str] = []
+    for source in policy.rewards.sources:
+        kind, _, rest = source.source.partition(":")
+        if kind == "json":
+            names.append(rest)
+        if kind == "command":
+            names += shlex.split(rest)
+    files = {name: find_file(name) for name in names}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in files.items() if path.is_file()}
 
 
 def _code_hashes(modules: Sequence[str]) -> dict[str, str]:

@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
-from towpath.data import corpus_reader, data_summary
+from towpath.data import corpus_reader, count_cache, data_summary, signature_cache
 from towpath.data.bundled import is_bundled
 from towpath.data.corpus import Corpus
 from towpath.data.data_summary import DataSummary
-from towpath.data.file_cache import cache_file
-from towpath.data.refused_rows import skipped_findings
+from towpath.data.overview import DataOverview, describe
+from towpath.data.refused_rows import Part, skipped_findings, write_refused_rows
+from towpath.data.selection import select
 from towpath.data.token_lengths import TokenLengths, cut_to_budget, drop_too_long, find_too_long, limits_of, model_key
+from towpath.errors import RecipeError
+from towpath.progress import progress
 from towpath.recipe import Recipe
 from towpath.run.sizes import model_size
 
@@ -17,7 +21,7 @@ from towpath.run.sizes import model_size
 def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
     """The data of a run without the rows that the recipe skips; its summary is cached."""
     name = data_summary.summary_key(folder, recipe)
-    corpus = corpus_reader.read_corpus(folder, recipe.data, recipe.seed)
+    corpus = _read(recipe, folder)
     if recipe.data.unusable == "skip" or _has_history(corpus):
         from towpath.data.chat import Chat
         from towpath.models import base
@@ -25,7 +29,7 @@ def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
         model_folder = base.find(recipe.model.source, folder)
         chat = Chat(base.load_tokenizer(model_folder), recipe.model.template)
         context = model_size(Path(model_folder)).context
-        lengths = TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context)
+        lengths = TokenLengths(chat, count_cache.path_of(folder, "token_lengths"), model_key(recipe), context)
         corpus = _fit(recipe, corpus, lengths)
     data_summary.save_summary(folder, recipe, name, _summary(corpus))
     return corpus
@@ -38,8 +42,8 @@ def summarise(recipe: Recipe, folder: Path) -> DataSummary:
         return recorded
     if recipe.data.unusable == "stop":
         return _summary(load_corpus(recipe, folder))
-    lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
-    return _summary(_fit(recipe, corpus_reader.read_corpus(folder, recipe.data, recipe.seed), lengths))
+    lengths = TokenLengths(None, count_cache.path_of(folder, "token_lengths"), model_key(recipe))
+    return _summary(_fit(recipe, _read(recipe, folder), lengths))
 
 
 def recorded_summary(recipe: Recipe, folder: Path) -> DataSummary:
@@ -49,6 +53,22 @@ def recorded_summary(recipe: Recipe, folder: Path) -> DataSummary:
     if recorded is None and data_summary.is_small(folder, recipe):
         return summarise(recipe, folder)
     return recorded or data_summary.last_summary(folder, recipe)
+
+
+def _read(recipe: Recipe, folder: Path) -> Corpus:
+    corpus = corpus_reader.read_corpus(folder, recipe.data, recipe.seed)
+    return select(corpus, recipe.data, recipe.seed, signature_cache.path_of(folder))
+
+
+def describe_data(recipe: Recipe, folder: Path, part: str = "", file: str = "") -> DataOverview:
+    """An overview of the data after filters and balance; unusable rows are among those left out, and stop nothing."""
+    if part not in ("", *get_args(Part)[:3]):
+        raise RecipeError(f"--part {part}: no such part", "prompts, demonstrations or safety", "fix the name")
+    data = recipe.data.model_copy(update={"unusable": "skip"})
+    with progress("data"):
+        corpus = _read(recipe.model_copy(update={"data": data}), folder)
+        write_refused_rows(folder, [*corpus.refused, *corpus.filtered])
+        return describe(corpus, cast(Part, part) or None, file, signature_cache.path_of(folder))
 
 
 def _summary(corpus: Corpus) -> DataSummary:

@@ -197,7 +197,7 @@ class Pipeline:
             "seconds": round(seconds, 1),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
             "findings": [asdict(finding) for finding in findings],
-            "data": corpus.counts | {"skipped_rows_file": FILE if corpus.refused else ""},
+            "data": corpus.counts | {"skipped_rows_file": FILE if corpus.refused or corpus.filtered else ""},
             "result": result,
         }
         manifest.write(stage.folder, content)

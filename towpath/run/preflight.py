@@ -309,7 +309,7 @@ def _check_rewards(policy: Policy, columns: Collection[str]) -> Iterator[Finding
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in rewards.sources:
         if source.source.partition(":")[0] != "model":
-            sources.load_source(source.source, columns=columns)
+            sources.load_source(source.source, columns=columns, limits=rewards.command)
     for source in rewards.watch:
         if not source.startswith("model:"):
             sources.load_source(source, "watch", columns)

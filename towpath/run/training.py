@@ -15,7 +15,7 @@ from towpath.models import base, content
 from towpath.recipe import ALGORITHM_DEFAULTS, Decoding, Recipe
 from towpath.recipe.reader import check, flatten, merge
 from towpath.recipe.stage_configs import PolicyConfig
-from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
+from towpath.records import Comparison, Completion, Finding, Label, as_row, finding_of, prompt_of, transcript
 from towpath.run import arguments, model_checks, preflight, trackers
 from towpath.run.record import METRICS
 from towpath.run.sizes import model_size
@@ -67,16 +67,21 @@ class Trained:
         return jsonl.read(self.job.folder / METRICS)
 
     def generate(
-        self, prompts: Sequence[str], temperature: float = 0.0, max_new_tokens: int | None = None
+        self,
+        prompts: Sequence[str | Sequence[Mapping[str, str]]],
+        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
     ) -> list[str]:
-        """An answer to each prompt; greedy at temperature 0."""
+        """An answer to each prompt, a text or a list of messages; greedy at temperature 0."""
         longest = self.job.config.policy.max_new_tokens if max_new_tokens is None else max_new_tokens
         if temperature < 0 or longest < 1:
             value = f"temperature = {temperature}, max_new_tokens = {longest}"
             raise RecipeError(value, "temperature >= 0 and max_new_tokens >= 1", "change the value")
         decoding = Decoding(temperature=temperature or 1.0)
-        texts = arguments.prompts(prompts)
-        wanted = [(Prompt(str(number), text), "asked", decoding) for number, text in enumerate(texts)]
+        conversations = arguments.prompts(prompts)
+        wanted = [
+            (prompt_of(str(number), messages), "asked", decoding) for number, messages in enumerate(conversations)
+        ]
         completions = generation.sample(
             self.job, self.folder, wanted, "policy", longest, "answers", greedy=not temperature
         )
@@ -102,10 +107,12 @@ def train(
 ) -> Trained:
     """Optimise a model for a reward on its own answers, or on pairs of answers.
 
-    `prompts` are texts, or rows with `prompt` and further columns. `reward` is a function that returns a number for
-    each completion; its arguments are filled by name: `prompts`, `completions` (or `answers`), columns of the rows, and
-    `**kwargs`, as in TRL. Two parameters of other names get prompts and completions. `reward` may also be a source as
-    recipes name it (`rule:words:8-35`, an address), or a list, where `{"source": ..., "weight": 0.5}` sets a weight.
+    `prompts` are texts, conversations (lists of messages), or rows with `prompt` and further columns. `reward` is a
+    function that returns a number for each completion, or None to leave it out; its arguments are filled by name:
+    `prompts`, `completions` (or `answers`), columns of the rows, and `**kwargs`, as in TRL; where prompts are
+    conversations it gets messages. Two parameters of other names get prompts and completions. `reward` may also be a
+    source as recipes name it (`rule:words:8-35`, `math`, an address), or a list, where
+    `{"source": ..., "weight": 0.5}` sets a weight.
     DPO, IPO, KTO and ORPO take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; they do not
     use `kl` and `steps`. Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`,
     `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `engine` and `health` hold keys of
@@ -116,12 +123,14 @@ def train(
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping):
         rows = list(prompts)
     on_pairs = data_of(algo) == "comparisons"
-    texts = arguments.prompts(rows)
+    conversations = arguments.prompts(rows)
     valid_pairs = arguments.pairs(pairs)
     columns = arguments.columns(rows) if isinstance(rows, list) else {}
     names = {name for row in columns.values() for name in row}
-    _require_data(algo, on_pairs, {"prompts": bool(texts), "reward": reward is not None, "pairs": bool(valid_pairs)})
-    distinct = list(dict.fromkeys(texts or [prompt for prompt, _, _ in valid_pairs]))
+    _require_data(
+        algo, on_pairs, {"prompts": bool(conversations), "reward": reward is not None, "pairs": bool(valid_pairs)}
+    )
+    distinct = list(dict.fromkeys(conversations or [prompt for prompt, _, _ in valid_pairs]))
     defaults: dict[str, Any] = {} if on_pairs else {"kl.coef": kl, "kl.target": 0.0, "steps": steps}
     if reward is not None:
         if "rewards__sources" in settings:
@@ -137,13 +146,17 @@ def train(
     tables = {key: arguments.setting(key, item) for key, item in tables.items()}
     recipe = _recipe(algo, tables, defaults | settings, len(distinct), names)
     prepare_process()
-    by_id = {f"p{number}": columns[text] for number, text in enumerate(distinct) if text in columns}
-    corpus = Corpus(tuple(Prompt(f"p{number}", text) for number, text in enumerate(distinct)), columns=by_id)
+    by_id = {f"p{number}": columns[prompt] for number, prompt in enumerate(distinct) if prompt in columns}
+    corpus = Corpus(
+        tuple(prompt_of(f"p{number}", messages) for number, messages in enumerate(distinct)),
+        columns=by_id,
+        conversational=arguments.is_conversational(rows) if isinstance(rows, list) else False,
+    )
     job = _job(recipe, Path(folder), corpus, valid_pairs)
     with interrupt.handle_signals(), lock_folder(job.folder):
         if not (job.folder / manifest.NAME).is_file():
             _require_context(job, valid_pairs)
-            repeated = 0 if on_pairs else len(texts) - len(distinct)
+            repeated = 0 if on_pairs else len(conversations) - len(distinct)
             _run(job, recipe, repeated)
     manifest.verify(job.folder)
     return Trained(job, manifest.read(job.folder)["result"])
@@ -220,8 +233,8 @@ def _require_context(job: Job[PolicyConfig], pairs: Sequence[arguments.Pair]) ->
     """Raise if a prompt with its answer is longer than the model's context."""
     context = model_size(Path(base.find(job.config.model.source, job.run))).context
     max_new_tokens = job.config.policy.max_new_tokens
-    prompt_tokens = {p.prompt: len(job.chat.prompt(p.prompt)) for p in job.corpus.prompts}
-    rows = [(tokens + max_new_tokens, prompt, f"with max_new_tokens = {max_new_tokens}")
+    prompt_tokens = {p.messages: len(job.chat.prompt(p.messages)) for p in job.corpus.prompts}
+    rows = [(tokens + max_new_tokens, transcript(prompt), f"with max_new_tokens = {max_new_tokens}")
             for prompt, tokens in prompt_tokens.items()]  # fmt: skip
     for prompt, *answers in pairs:
         rows += [(prompt_tokens[prompt] + len(job.chat.answer(text)), text, "with its prompt") for text in answers]
@@ -237,8 +250,9 @@ def _require_context(job: Job[PolicyConfig], pairs: Sequence[arguments.Pair]) ->
 def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pair]) -> Job[PolicyConfig]:
     """A policy stage that starts from the model, with the pairs as labels, in a folder named by a hash of the call."""
     model_folder = Path(base.find(recipe.model.source, run)).resolve()
-    prompts = [p.prompt for p in corpus.prompts]
-    call = [FORMAT, recipe.model_dump(mode="json"), prompts, list(pairs), str(model_folder)]
+    prompts = [p.text for p in corpus.prompts]
+    texts = [(transcript(prompt), better, worse) for prompt, better, worse in pairs]
+    call = [FORMAT, recipe.model_dump(mode="json"), prompts, texts, str(model_folder)]
     run.mkdir(parents=True, exist_ok=True)
     call += [content.fetch(recipe.model.source, run), content.template(recipe.model.template)]
     call += [corpus.columns] if corpus.columns else []
@@ -257,7 +271,7 @@ def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pa
 def _store_pairs(job: Job[PolicyConfig], name: str, pairs: Sequence[arguments.Pair]) -> None:
     """Write pairs to the ledger, as the sample and label stages would. Prompt ids are hashes of the text, so that the
     same prompts are held out whatever the settings."""
-    ids = {p.prompt: f"given/{hashlib.sha256(p.prompt.encode()).hexdigest()[:12]}" for p in job.corpus.prompts}
+    ids = {p.messages: f"given/{hashlib.sha256(p.text.encode()).hexdigest()[:12]}" for p in job.corpus.prompts}
     folder = job.folder / "pairs"
     folder.mkdir(exist_ok=True)
     completions = []
@@ -268,7 +282,7 @@ def _store_pairs(job: Job[PolicyConfig], name: str, pairs: Sequence[arguments.Pa
             tokens = tuple(job.chat.answer(text))
             completions.append(Completion(completion_id, ids[prompt], "given", text, tokens, (), "stop"))
         comparisons.append(Comparison(f"{name[:6]}.{number}", ids[prompt], sides[0], sides[1]))
-    job.store.add_prompts([Prompt(ids[p.prompt], p.prompt) for p in job.corpus.prompts])
+    job.store.add_prompts([replace(p, id=ids[p.messages]) for p in job.corpus.prompts])
     job.store.add_completions(completions)
     job.store.add_comparisons(comparisons)
     labels = [as_row(Label(comparison.id, "a", 1.0, 1)) for comparison in comparisons]

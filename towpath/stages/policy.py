@@ -62,7 +62,7 @@ def run(job: Job[PolicyConfig]) -> dict[str, Any]:
     }
     if "rose" in final:
         interval = [final["rose_low"], final["rose_high"]]
-        result["rose"] = {"rate": final["rose"], "n": cfg.validation_prompts, "interval": interval}
+        result["rose"] = {"rate": final["rose"], "n": round(final["rose_n"]), "interval": interval}
         result["reward_gain"] = final["reward"] - final["reference_reward"]
     if pairs is None:
         return result | {"kl_coef": state.knobs["kl_coef"]}

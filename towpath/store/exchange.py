@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
@@ -182,16 +182,18 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise DataError(f"{path}: no such file", "judgements come from a .jsonl or .csv file", "correct the path")
     content = path.read_bytes()
     if not is_csv:
-        return json_rows(content)
+        return json_rows(io.BytesIO(content))
     try:
-        return csv_rows(content.decode("utf-8-sig"))  # spreadsheets write a byte-order mark
+        return csv_rows(io.StringIO(content.decode("utf-8-sig"), newline=""))  # spreadsheets write a byte-order mark
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {error}", "the file is UTF-8 text", "save it as UTF-8") from None
 
 
-def json_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def json_rows(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield the objects of JSON lines with their line numbers; a string reports an invalid line."""
-    for number, line in enumerate(io.BytesIO(content.removeprefix(b"\xef\xbb\xbf")), start=1):
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip():
             continue
         try:
@@ -209,11 +211,11 @@ def _json_kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def csv_rows(lines: Iterable[str], short_rows: bool = True) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield the rows of a CSV table with their first lines; spreadsheets omit empty cells at the end of a row."""
     csv.field_size_limit(MAX_CELL)
     # without strict, an unclosed quote silently swallows the rest
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     begins = 1
     try:
