@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from towpath.data.batch import PackedRows, Row, pack
 from towpath.models.cpu import kernels, layers
@@ -92,10 +93,13 @@ def layers_of(model: Any) -> nn.ModuleList:
 def checkpoint_layers(model: Any) -> None:
     """Compute the layers again in the backward pass, in gradient passes of any kind."""
     model.checkpoints_layers = True
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:  # before transformers 5.24
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.base_model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True  # of the layer alone: its parts have no dropout
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # which it asks for; its parts stay in evaluation mode, without dropout
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Literal
 from towpath.recipe.reader import Section, value
 
 Method = Literal["lora", "full"]
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 class Lora(Section):
@@ -61,7 +62,11 @@ class Model(Section):
     attention: Literal["grouped", "sdpa", "eager"] = value(
         "grouped", "attention kernel", why="grouped matrix products are faster on CPUs at short lengths"
     )
-    template: str = value("model", "chat template: model (its own), chatml, or a path to a Jinja file")
+    template: str = value(
+        "model",
+        "chat template: model (its own), chatml, plain (User: and Assistant:, for base models), or a path to a Jinja "
+        "file",
+    )
     quantize: Literal["none", "4bit"] = value(
         "none",
         "4bit: frozen weights in four bits, for LoRA on a CUDA GPU; needs towpath[quantize]",

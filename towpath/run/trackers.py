@@ -158,7 +158,8 @@ class RunNames:
     """Names for a service: a project for the recipe, a group for the run, a name and a stable id for the stage."""
 
     def __init__(self, recipe: Recipe, run: Path, stage: str, folder: Path) -> None:
-        self.project = recipe.name
+        self.project = recipe.track.project or recipe.name
+        self.entity = recipe.track.entity or None
         self.group = run.name
         self.stage = stage
         self.folder = folder
@@ -189,6 +190,7 @@ class _Wandb:
         wandb: Any = import_module("wandb")
         self._run = wandb.init(
             project=names.project,
+            entity=names.entity,
             group=names.group,
             name=names.name,
             id=names.id,

@@ -317,7 +317,8 @@ class Local:
                 self.optimizer.accumulate()
             on_device = self._on_device(part)
             for name, wants in needs.items():
-                with self._dropout(name, part, number):
+                # the adapter stays active for the backward pass, which may compute layers again
+                with self._dropout(name, part, number), self._acting(self.roles[name]):
                     total, more = loss(self._forward(name, part, wants, temperature), on_device)
                     if self.roles[name].closed_form_head is None:
                         # `weight` counts the whole minibatch: the sum over passes is its mean, however it is split

@@ -28,7 +28,7 @@ from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages import evidence, pretrained_reward
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import Pair, decided_pairs, split_pairs
-from towpath.stages.loop import LoopConfig, columns, minibatches, train, warmup_then_linear
+from towpath.stages.loop import LoopConfig, columns, minibatches, schedule, train
 from towpath.stages.reward_measure import answers_by_prompt, gaps, lengths, measure
 from towpath.stages.reward_scorer import reward_row
 from towpath.store.publish import is_intact, publish
@@ -156,7 +156,7 @@ def _train_member(job: Job[RewardConfig], number: int, training: list[Pair], hel
         len(steps),
         size,
         lambda step, _knobs: (train_batch.take(steps[step]), {}),
-        warmup_then_linear(cfg.warmup),
+        schedule(cfg.schedule, cfg.warmup),
         max_grad_norm=cfg.max_grad_norm,
         validate=validate,
         validate_every=len(steps),
