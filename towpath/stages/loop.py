@@ -113,7 +113,7 @@ def train(config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], title:
             job.log.write(step, "train", metrics)
             fault_point(f"step-{job.name}")
             state.knobs = config.adapt(step, metrics, state.knobs)
-            state.stopped = config.stop_if(metrics) or _notify(job, "on_step", step, metrics)
+            state.stopped = _notify(job, "on_step", step, metrics) or config.stop_if(metrics)
             last = step + 1 == config.steps or bool(state.stopped)
             if config.validate and (last or (step + 1) % config.validate_every == 0):
                 best = _validate(config, runtime, job, step, state, best)
@@ -233,7 +233,7 @@ def _validate(
     assert config.validate is not None
     metrics = config.validate(step, state.knobs)
     job.log.write(step, "validation", metrics)
-    state.stopped = state.stopped or _notify(job, "on_validation", step, metrics)
+    state.stopped = _notify(job, "on_validation", step, metrics) or state.stopped
     score = config.score(metrics)
     if score > state.best_score:
         state.best_score = score
