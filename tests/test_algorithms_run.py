@@ -30,7 +30,7 @@ from towpath.rollout.local import LocalEngine
 from towpath.run import training
 from towpath.runtime import checkpoints
 from towpath.runtime.local import Local
-from towpath.stages import reward
+from towpath.stages import reward, reward_training
 from towpath.stages.comparisons import Comparisons
 from towpath.store import publish
 
@@ -379,7 +379,7 @@ def test_reward_model_restarts_from_the_fitted_head_when_its_first_checkpoint_fa
         stage = replace(training._job(recipe, folder, corpus, pairs), name="reward")
         stage.folder.mkdir(exist_ok=True)
         decided = reward.decided_pairs(stage)
-        reward._train_member(stage, 1, decided[6:], decided[:6])
+        reward_training.train_member(stage, 1, decided[6:], decided[:6])
         return load_file(stage.folder / "weights" / "reward.safetensors")["head.weight"]
 
     def full(*_arguments: object) -> None:

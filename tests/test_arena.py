@@ -11,15 +11,15 @@ from command import towpath
 from conftest import running
 from scripted import answer, served
 
-from towpath.arena.answer_sources import answer_sources
 from towpath.arena.leaderboard_row import format_terminal, leaderboard_row
-from towpath.arena.matches import ArenaSpec, close_decided, create_arena, judge_arena, reveal_comparisons, stop_arena
+from towpath.arena.matches import ArenaSpec, close_decided, judge_arena, reveal_comparisons, stop_arena
 from towpath.data import formats
 from towpath.errors import DataError
 from towpath.evals import leaderboard as evals
 from towpath.evals.leaderboard import ArenaPair
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.records import Comparison, Completion, Judgement, Prompt
+from towpath.run.answer_sources import answer_sources, start_arena
 from towpath.store import arenas, people, rater_stats, rating_settings, task_queue, verdicts
 from towpath.store.exchange import export_pairs, import_judgements
 from towpath.store.rating_settings import RatingSettings
@@ -189,13 +189,13 @@ def test_answer_sources_list_current_and_earlier_evaluations(run):
 )
 def test_invalid_arena_is_refused(store, run, wrong):
     with pytest.raises(DataError):
-        create_arena(store, run, ArenaSpec(**{"one": "policy", "other": "sft"} | wrong))
+        start_arena(store, run, ArenaSpec(**{"one": "policy", "other": "sft"} | wrong))
     assert store.read(arenas.list_arenas) == []
 
 
 def test_arena_is_blind_and_skips_identical_answers(store, run):
     write_answers(run, same=(3, 4))
-    made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
+    made = start_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     matches = store.read(arenas.list_matches, made.number)
     assert len(matches) == COUNT
     assert {m.ours for m in matches} == {"a", "b"}
@@ -213,7 +213,7 @@ def test_arena_is_blind_and_skips_identical_answers(store, run):
 
 def test_decided_arena_closes_its_tasks(store, run):
     write_answers(run, 80)
-    made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
+    made = start_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     count = 0
     while store.read(arenas.get_arena, made.number).state == "open":
         count += vote(store, "ann", for_policy, 1)
@@ -230,7 +230,7 @@ def test_decided_arena_closes_its_tasks(store, run):
 
 def test_verdict_of_a_decided_arena_is_final(store, run):
     write_answers(run, 80)
-    made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
+    made = start_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     lease = take_lease(store, "bob")
     while not close_decided(store):
         vote(store, "ann", for_policy, 1)
@@ -247,7 +247,7 @@ def test_verdict_of_a_decided_arena_is_final(store, run):
 
 
 def test_comparisons_are_revealed_only_after_closing(store, run):
-    made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=1.0))
+    made = start_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=1.0))
     assert vote(store, "ann", for_policy) == 6
     row = leaderboard_row(store, made.number)
     assert (row.people.n, row.waiting) == (0, 6), "each prompt wants two"
@@ -265,7 +265,7 @@ def test_arena_judgements_never_become_labels_or_exports(store, run, tmp_path):
     store.add_prompts([Prompt("t0", "Why?", domain="work")])
     store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
     store.add_comparisons([Comparison("s1.t0", "t0", "s1.t0.0", "s1.t0.1")])
-    made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=10, overlap=0.5))
+    made = start_arena(store, run, ArenaSpec("policy", "sft", prompts=10, overlap=0.5))
     vote(store, "ann", for_policy)
     vote(store, "bob", for_policy)
     inside = {m.comparison for m in store.read(arenas.list_matches, made.number)}
@@ -301,7 +301,7 @@ def test_arena_judgements_never_become_labels_or_exports(store, run, tmp_path):
 
 
 def test_arena_queue_can_be_paused(store, run):
-    made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=4, overlap=0.0))
+    made = start_arena(store, run, ArenaSpec("policy", "sft", prompts=4, overlap=0.0))
     assert [q.domain for q in store.read(rater_stats.rating_stats, NOW).queues] == [arenas.queue_name(made.number)]
     store.submit_write(task_queue.pause_domain, arenas.queue_name(made.number), True).result()
     assert take_lease(store, "ann") == "empty"
@@ -309,7 +309,7 @@ def test_arena_queue_can_be_paused(store, run):
 
 def test_two_arenas_are_independent(store, run):
     first, second = (
-        create_arena(store, run, ArenaSpec("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base")
+        start_arena(store, run, ArenaSpec("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base")
     )
     assert vote(store, "ann", for_policy) == 10
     assert [leaderboard_row(store, one.number).people.n for one in (first, second)] == [5, 5]
@@ -333,7 +333,7 @@ def judge_script(turns=()):
 
 
 def test_arena_judge_is_asked_in_both_orders_with_a_separate_record(store, run):
-    made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=12, overlap=0.0))
+    made = start_arena(store, run, ArenaSpec("policy", "sft", prompts=12, overlap=0.0))
     vote(store, "ann", for_policy, 5)
     with served(judge_script(turns=range(0, COUNT, 3))) as server:
         cfg = JudgeSettings(server.url, "m", retries=0, on_position_flip="people")
@@ -373,7 +373,7 @@ def team(run):
 @pytest.mark.parametrize("name", ["ann", "vic"])
 def test_arena_pages_are_for_owners_only(team, name):
     url, store = team
-    made = create_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=4))
+    made = start_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=4))
     with signed_in(url, name) as visitor:
         for path in ("/arena", f"/arena/{made.number}", f"/arena/{made.number}/live", "/arena/disagreements"):
             assert visitor.get(path).status_code == 403
@@ -404,7 +404,7 @@ def test_arena_pages_start_show_and_stop(team):
 def test_decided_arena_closes_without_a_page_view(team):
     url, store = team
     write_answers(store.folder, 80)
-    made = create_arena(store, store.folder, ArenaSpec("policy", "sft", overlap=0.0))
+    made = start_arena(store, store.folder, ArenaSpec("policy", "sft", overlap=0.0))
     vote(store, "ann", for_policy, 40)
     store.add_prompts([Prompt("t0", "Why?", domain="work")])
     store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
@@ -483,7 +483,7 @@ def test_report_shows_arenas(run):
     made_by_hand = '{"stage": "evaluate", "status": "done", "result": {}}'
     (run / "stages" / "evaluate" / "aaaaaa000000" / "manifest.json").write_text(made_by_hand)
     with Store.open(run / "towpath.db") as store:
-        create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=0.0))
+        start_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=0.0))
         vote(store, "ann", for_policy)
     html = report.write(run, []).read_text()
     assert "Blind arenas" in html

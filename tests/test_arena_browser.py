@@ -11,7 +11,8 @@ from test_arena import PASSWORD, write_answers
 from test_browser import comparison
 
 from towpath.arena.leaderboard_row import leaderboard_row
-from towpath.arena.matches import ArenaSpec, close_decided, create_arena
+from towpath.arena.matches import ArenaSpec, close_decided
+from towpath.run.answer_sources import start_arena
 from towpath.store import arenas, people, rating_settings, task_queue, verdicts
 from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
@@ -106,7 +107,7 @@ def test_arena_from_start_to_verdict(opened, axe):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_on_arena_pages(opened, axe, scheme):
     store, visit = opened
-    made = create_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=3))
+    made = start_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=3))
     store.submit_write(arenas.close, made.number, "stopped", "UNDECIDED").result()
     row = {
         "comparison": "s1.t0",
@@ -132,7 +133,7 @@ def test_axe_on_arena_pages(opened, axe, scheme):
 
 def finish_arena(store, one, other, prefers):
     """Judge an arena to its end by two people who prefer the answers with a lock, or those without."""
-    made = create_arena(store, store.folder, ArenaSpec(one, other, overlap=1.0))
+    made = start_arena(store, store.folder, ArenaSpec(one, other, overlap=1.0))
     while leaderboard_row(store, made.number).arena.state == "open":
         for name in ("ann", "bob"):
             seat = store.submit_write(task_queue.next_lease, name, time()).result()

@@ -1,6 +1,8 @@
 """Evaluation judges in whole runs: who decides a gate, how it is named, what it costs, and how judges compare."""
 
+import itertools
 import json
+import random
 import re
 import shutil
 from collections.abc import Sequence
@@ -8,20 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from classifiers_of_others import make_classifier
 from command import SMALL
+from safetensors.torch import load_file
 from scripted import answer, read_fences, served, verdict_json
+from test_classifier import plain_scores
 
+from towpath.arena.matches import stop_arena
+from towpath.errors import Waiting
 from towpath.evals.judges import PairOutcome, cohen_kappa, compare_judges
 from towpath.feedback.agreement import measure_agreement
 from towpath.judges.selection import select_judges
+from towpath.models.base import find
 from towpath.recipe import Recipe, load
-from towpath.records import Completion, Judgement, Prompt
+from towpath.records import Completion, Judgement, Message, Prompt
 from towpath.run import export, pipeline, status
+from towpath.run.answer_sources import answer_sources, load_answers
 from towpath.run.fingerprint import plan_stages
 from towpath.run.loading import load_corpus
 from towpath.run.pipeline import examine
 from towpath.stages.generation import heldout_prompts, write_completions
 from towpath.stages.job import Job
+from towpath.store import arenas
 from towpath.store.store import Store
 from towpath.view.report import report
 
@@ -90,6 +101,13 @@ def run_planted(run: Path, more: Sequence[str], texts: dict[str, str], redo: Seq
 def result(run: Path, stage: str) -> dict[str, Any]:
     fingerprint = json.loads((run / "current.json").read_text())["stages"][stage]
     return json.loads((run / "stages" / stage / fingerprint / "manifest.json").read_text())
+
+
+def answers(run: Path) -> list[dict[str, Any]]:
+    """The rows of answers.jsonl of the present evaluation."""
+    fingerprint = json.loads((run / "current.json").read_text())["stages"]["evaluate"]
+    path = run / "stages/evaluate" / fingerprint / "answers.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def verdicts(run: Path, more: Sequence[str]) -> dict[str, Any]:
@@ -319,3 +337,178 @@ def test_unknown_judges_are_refused(tmp_path: Path, judges: list[str], words: st
     (tmp_path / "recipe.toml").write_text(f"evaluate.judges = {json.dumps(judges)}\n")
     with pytest.raises(Exception, match=re.escape(words)):
         load(tmp_path)
+
+
+def vote(run: Path, rater: str, most: int = 100) -> int:
+    """Judge the open arena: the longer answer is preferred. Returns the number of judgements."""
+    with Store.open(run / "towpath.db") as store:
+        (number,) = store.read(arenas.open_arenas)
+        matches = [m for m in store.read(arenas.list_matches, number) if not m.same]
+        known = {(j.comparison, j.rater) for j in store.read(arenas.list_judgements, number)}
+        todo = [m for m in matches if (m.comparison, rater) not in known][:most]
+        store.add_judgements(
+            Judgement(f"{m.comparison}/{rater}", m.comparison, rater, "person", "a" if len(m.a) > len(m.b) else "b")
+            for m in todo
+        )
+    return len(todo)
+
+
+def test_people_decide_in_an_arena_that_the_run_waits_for(run: Path) -> None:
+    more = ['evaluate.judges=["people"]', "evaluate.overlap=0", "gates.evaluate.threshold=0.5"]
+    with pytest.raises(Waiting, match=r"people: 0 of 12 comparisons judged, arena 1, sft against base") as waiting:
+        run_planted(run, more, {"base": PLAIN, "sft": LONG, "policy": LONG * 2})
+    assert waiting.value.stage == "baseline" and "towpath serve" in waiting.value.fix
+    state = status.read_status(load(run, settings(*more)), run)
+    assert [s["state"] for s in state.stages if s["name"] == "baseline"] == ["waiting"]
+    assert "arena 1" in state.waiting_for
+    vote(run, "ann", 5)
+    with pytest.raises(Waiting, match="5 of 12 comparisons judged"):
+        pipeline.run(load(run, settings(*more)), run, lambda _line: None)
+    vote(run, "bob")
+    pipeline.run(load(run, settings(*more)), run, lambda _line: None, "baseline")
+    assert {"sft", "base"} <= set(answer_sources(run)) and "policy" not in answer_sources(run)
+    assert {text for _, text in load_answers(run, "sft").values()} == {LONG}
+    with pytest.raises(Waiting, match="0 of 12 comparisons judged, arena 2, policy against sft"):
+        pipeline.run(load(run, settings(*more)), run, lambda _line: None)
+    # twelve wins do not exclude a rate of 70 %: the arena ends undecided, and the point rule reads its win rate
+    gate = verdicts(run, more)["sft"]
+    assert (gate.judge, gate.value, gate.n, gate.verdict) == ("people (2 raters, arena 1)", 1.0, 12, "PASS")
+    assert gate.interval is not None and gate.interval[0] < 0.7 < 1.0 == gate.interval[1]
+    assert verdicts(run, [*more, "gates.rule=lower_bound"])["sft"].verdict == "UNDECIDED"
+    votes = 0
+    while True:
+        votes += vote(run, "ann", 1)
+        try:
+            pipeline.run(load(run, settings(*more)), run, lambda _line: None, "evaluate")
+            break
+        except Waiting:
+            continue
+    gate = verdicts(run, more)["evaluate"]
+    assert (gate.judge, gate.verdict, gate.n) == ("people (1 rater, arena 2)", "PASS", votes)
+    assert gate.note == f"decided by the arena after {votes} prompts" and 8 <= votes < 12
+    assert gate.interval is not None and gate.interval[0] > 0.5
+    record = result(run, "evaluate")["result"]["judges"][0]
+    assert record["missing"] == 0 and sum(record["unjudged"].values()) == 12 - votes
+    with Store.open(run / "towpath.db") as store:
+        assert [arena.verdict for arena in store.read(arenas.list_arenas)] == ["PASS", "UNDECIDED"]
+
+
+def test_an_arena_that_its_owner_stops_decides_nothing(run: Path) -> None:
+    more = ['evaluate.judges=["people"]', "evaluate.overlap=0"]
+    with pytest.raises(Waiting):
+        run_planted(run, more, {"base": PLAIN, "sft": LONG, "policy": LONG})
+    vote(run, "ann", 3)
+    with Store.open(run / "towpath.db") as store:
+        stop_arena(store, 1)
+    lines: list[str] = []
+    pipeline.run(load(run, settings(*more)), run, lines.append)
+    gate = verdicts(run, more)["sft"]
+    assert (gate.verdict, gate.note) == ("UNDECIDED", "arena 1 was stopped after 3 of 12 prompts, undecided")
+    # policy and SFT answer alike: every pair is a tie, and nobody is asked
+    assert verdicts(run, more)["evaluate"].value == 0.5
+
+
+def recorded_run(run: Path, separable: bool) -> Recipe:
+    """A run with recorded preferences on data of its own: the chosen answer is polite, or either is at random."""
+    draws = random.Random(1)
+    rows = []
+    for i, (fruit, name, topic) in enumerate(itertools.product(FRUITS, NAMES, TOPICS[:3])):
+        better = f"Gern geschehen, {fruit} und {topic} passen gut." if separable or draws.random() < 0.5 else "Nein."
+        worse = "Nein." if better != "Nein." else f"Gern geschehen, {fruit} und {topic} passen gut."
+        rows.append({"prompt": f"{name} {fruit} {topic} {i}?", "chosen": better, "rejected": worse})
+    folder = run / "data"
+    for part in ("prompts", "demonstrations", "preferences"):
+        (folder / part).mkdir(parents=True)
+    prompts = [{"prompt": row["prompt"], "split": "train"} for row in own_rows()[:21]]
+    held_out = [{"prompt": f"Was ist {name}, kurz gesagt?", "split": "heldout"} for name in (*NAMES, *TOPICS)]
+    demonstrations = [{"prompt": row["prompt"], "response": row["response"]} for row in own_rows()]
+    for part, content in (("prompts", prompts + held_out), ("demonstrations", demonstrations), ("preferences", rows)):
+        (folder / part / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    shutil.copy(Path(__file__).parents[1] / "recipes/tiny.toml", run / "recipe.toml")
+    own = ["data.safety=", "sft.batch=4", "policy.validation_prompts=4", "policy.rollout=8", "policy.batch=8"]
+    raters = ["preferences.raters=recorded", "preferences.max_new_tokens=60", "evaluate.reserved_labels=0.4"]
+    return load(run, settings(*own, *raters))
+
+
+def test_recorded_preferences_are_judged_by_a_held_out_reward_model(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = recorded_run(run, separable=True)
+    (finding,) = [f for f in examine(recipe, run, load_corpus(recipe, run)) if f.code == "evaluation-judge"]
+    assert "trained on 40% of the prompts' labels" in finding.evidence and "recorded" in finding.cause
+    pipeline.run(recipe, run, lambda _line: None, "sft")
+    plant(run, recipe, {"policy": "Gern geschehen, Quitte und salt passen gut."})
+    lines: list[str] = []
+    pipeline.run(recipe, run, lines.append)
+    started = [line.split(":")[0] for line in lines if ": starts" in line]
+    assert started == ["label", "judge_model", "baseline", "reward", "policy", "evaluate"]
+    judge = result(run, "judge_model")["result"]
+    gate = {v.gate: v for v in status.run_verdicts(recipe, run)}["evaluate"]
+    assert judge["accuracy"] > 0.9 and judge["unfit"] == ""
+    assert gate.judge.startswith(f"held-out reward model, right on {judge['accuracy']:.0%}")
+    assert gate.verdict == "PASS"
+    reward = result(run, "reward")["result"]
+    decided = result(run, "label")["result"]["decided"]
+    reserved = judge["pairs"] + judge["n"]
+    assert reserved + reward["pairs"] + reward["n"] == decided and 0.25 < reserved / decided < 0.55
+
+
+def test_held_out_reward_model_that_guesses_decides_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = recorded_run(run, separable=False)
+    for stage in ("sft", "label", "judge_model", "baseline"):
+        pipeline.run(recipe, run, lambda _line: None, stage, force=True)
+    gate = {v.gate: v for v in status.run_verdicts(recipe, run)}["sft"]
+    assert gate.verdict == "UNDECIDED" and "which may be chance" in gate.note
+    assert [f["code"] for f in result(run, "judge_model")["findings"]] == ["weak-judge"]
+
+
+def test_reward_model_from_elsewhere_judges(run: Path) -> None:
+    make_classifier(run / "models" / "jury", "Bert", max_position_embeddings=2048)
+    more = ['evaluate.judges=["model:models/jury"]']
+    run_planted(run, more, {"policy": PLAIN, "sft": "Stir it."})
+    prompts = [row["prompt"] for row in answers(run)]
+    conversations = [(Message("user", prompt),) for prompt in prompts]
+    ours, other = (plain_scores(run / "models/jury", conversations, [t] * len(prompts)) for t in (PLAIN, "Stir it."))
+    wins = [0.5 if abs(a - b) < 0.05 else float(a > b) for a, b in zip(ours, other, strict=True)]
+    gate = verdicts(run, more)["evaluate"]
+    assert gate.judge == "held-out reward model models/jury" and gate.value == pytest.approx(sum(wins) / len(wins))
+
+
+def test_a_judge_that_rewards_the_policy_is_reported(run: Path) -> None:
+    make_classifier(run / "models" / "jury", "Bert", max_position_embeddings=2048)
+    more = ['evaluate.judges=["model:models/jury"]', 'policy.rewards.sources=[{source="model:models/jury"}]']
+    recipe = load(run, settings(*more))
+    findings = [f for f in examine(recipe, run, load_corpus(recipe, run)) if f.code == "evaluation-judge"]
+    assert "is also the reward" in findings[0].evidence
+    missing = load(run, settings('evaluate.judges=["model:models/none"]'))
+    (error,) = [f for f in examine(missing, run, load_corpus(missing, run)) if f.severity == "error"]
+    assert "evaluate.judges: model:models/none" in error.evidence
+
+
+def test_a_tuned_model_needs_no_demonstrations(tmp_path: Path) -> None:
+    """`sft.method = "none"` takes the model as it is; its gate is off, or compares it with a named model."""
+    from towpath.run.new_run import create_run
+
+    run = tmp_path / "run"
+    create_run(run, "tiny")
+    own = ["sft.method=none", "data.demonstrations=", "preferences.base_share=1"]
+    recipe = load(run, settings(*own))
+    lines: list[str] = []
+    pipeline.run(recipe, run, lines.append, write_report=report.write)
+    gates = {v.gate: v for v in status.run_verdicts(recipe, run)}
+    assert gates["sft"].verdict == "OFF" and "sft.compare_with" in gates["sft"].note
+    assert gates["evaluate"].judge == "the written rubric" and gates["evaluate"].value is not None
+    assert any(line.startswith("gate sft: OFF") for line in lines)
+    assert list(answer_sources(run)) == ["policy", "sft"]
+    weights = [load_file(path / "weights/model.safetensors") for path in (run / "stages/sft").iterdir()]
+    base = load_file(Path(find(recipe.model.source, run)) / "model.safetensors")
+    assert all(torch.equal(weights[0][name], base[name]) for name in base)
+    with Store.open(run / "towpath.db") as store:
+        assert {c.source for c in store.completions().values()} == {"sft"}
+    assert "Evaluation judges" in (run / "reports/report.html").read_text() and report.terminal(run, 120)
+    compared = load(run, settings(*own, "sft.compare_with=tiny"))
+    lines.clear()
+    pipeline.run(compared, run, lines.append)
+    assert [line.split(":")[0] for line in lines if ": starts" in line] == ["baseline", "evaluate"]
+    gate = {v.gate: v for v in status.run_verdicts(compared, run)}["sft"]
+    assert (gate.verdict, gate.value, gate.judge) == ("FAIL", 0.5, "the written rubric")

@@ -21,7 +21,13 @@ from towpath.store import rater_stats
 from towpath.store.store import Store
 
 pytestmark = pytest.mark.slow
-SMALL = ["sft.epochs=0.2", "preferences.prompts=30", "preferences.min_labels=8", "preferences.max_new_tokens=12"]
+SMALL = [
+    "sft.epochs=0.2",
+    "preferences.prompts=30",
+    "preferences.min_labels=8",
+    "preferences.max_new_tokens=12",
+    'evaluate.judges=["rubric"]',
+]
 
 
 def settings(*more: str) -> list[str]:

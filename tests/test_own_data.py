@@ -1,4 +1,5 @@
-"""Runs on own data: the rubric of the bundled recipes judges no gate, and every view states this first."""
+"""Runs on own data: the rubric of the bundled recipes judges no gate, even where it is named, and every view states
+this first."""
 
 import json
 from pathlib import Path
@@ -44,6 +45,7 @@ epochs = 1
 max_new_tokens = 8
 validation_prompts = 4
 [evaluate]
+judges = ["rubric"]
 prompts = 8
 max_new_tokens = 8
 bootstrap = 100

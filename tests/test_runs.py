@@ -125,7 +125,8 @@ def test_changed_value_reruns_dependent_stages_and_names_it(finished, tmp_path):
 def test_run_waits_for_people_and_continues(finished, tmp_path):
     run = tmp_path / "people"
     shutil.copytree(finished, run)
-    settings = [*SETTINGS, "--set", "preferences.raters=people", "--set", "preferences.min_labels=5"]
+    more = ("preferences.raters=people", "preferences.min_labels=5", 'evaluate.judges=["rubric"]')
+    settings = [*SETTINGS, *(part for value in more for part in ("--set", value))]
     (run / "towpath.db").unlink()
     for stage in ("sample", "label"):  # a ledger that is missing beside them is an error
         shutil.rmtree(run / "stages" / stage)

@@ -59,3 +59,5 @@ class Waiting(TowpathError):
     """The run waits for people; not a failure."""
 
     exit_code = 0
+    stage = ""
+    """The kind of stage that waits."""

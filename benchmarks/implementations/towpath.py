@@ -39,7 +39,7 @@ from towpath.rollout.reward_models import WEIGHTS
 from towpath.runtime.contract import RoleSpec, Runtime
 from towpath.runtime.local import Local
 from towpath.runtime.process import prepare_process, release_memory
-from towpath.stages import loop, policy, reward, sft
+from towpath.stages import loop, policy, reward_training, sft
 from towpath.stages.job import Job
 from towpath.store import jsonl
 from towpath.store.store import Store
@@ -230,7 +230,7 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
     for part in weights.iterdir():
         (stage / "weights" / part.name).symlink_to(part)
     there = _elsewhere(job, stage, {"sft": start})
-    runtime = reward.open_runtime(there)
+    runtime = reward_training.open_runtime(there)
     width = len(runtime.head("reward")["weight"])
     draw = torch.Generator().manual_seed(0)
     features = {
@@ -239,7 +239,7 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
     }
     features |= {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}
     runtime.save("reward", stage / "weights" / WEIGHTS)
-    save_file(features, stage / "weights" / reward.VALUE_FEATURES)
+    save_file(features, stage / "weights" / reward_training.VALUE_FEATURES)
     del runtime
     release_memory()  # as between stages
     return stage
@@ -301,7 +301,7 @@ def reward_model_loop(workload: Workload, model: Path, folder: Path) -> BenchRes
     """Training of the reward model."""
     job = job_of(workload, model, folder, [f"reward.method={_toml(workload.method)}"], config=RewardConfig)
     clock = Clock()
-    runtime = reward.open_runtime(job)
+    runtime = reward_training.open_runtime(job)
     rows = workload.rows(len(job.chat.tokenizer), 2)
     beats = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).repeat(len(rows), 1)
     columns = {"beats": beats, "place": torch.arange(2).repeat(len(rows))}

@@ -1,11 +1,10 @@
-"""Arenas of a run: create one, ask the judge, close it when it is decided, and reveal its comparisons."""
+"""Arenas: create one, ask the judge, close it when it is decided, and reveal its comparisons."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from towpath.arena.answer_sources import load_answers
 from towpath.arena.leaderboard_row import leaderboard_row, measured_pairs
 from towpath.data.draws import permutation
 from towpath.errors import DataError
@@ -22,6 +21,9 @@ from towpath.store import arenas
 from towpath.store.arenas import Arena, Match, MatchInput
 from towpath.store.store import Store
 
+Answers = Mapping[str, tuple[Prompt, str]]
+"""Prompts by id, each with the answer of one model."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArenaSpec:
@@ -34,7 +36,9 @@ class ArenaSpec:
     overlap: float = 0.2
 
 
-def create_arena(store: Store, run: Path, spec: ArenaSpec, created_by: str = "", seed: int | None = None) -> Arena:
+def create_arena(
+    store: Store, spec: ArenaSpec, ours: Answers, others: Answers, created_by: str = "", seed: int | None = None
+) -> Arena:
     """Create an arena on the prompts that both models answered, in random order and with random sides."""
     if not 0 < spec.threshold < 1 or not 0 <= spec.overlap <= 1 or spec.prompts < 0:
         value = f"threshold {spec.threshold:g}, overlap {spec.overlap:g}, {spec.prompts} prompts"
@@ -42,15 +46,13 @@ def create_arena(store: Store, run: Path, spec: ArenaSpec, created_by: str = "",
         raise DataError(value, rule, "correct the value")
     if spec.one == spec.other:
         raise DataError(f"{spec.one} against itself", "an arena compares two models", "name two models")
-    one_answers = load_answers(run, spec.one)
-    other_answers = load_answers(run, spec.other)
-    common = [name for name in one_answers if name in other_answers]
+    common = [name for name in ours if name in others]
     if not common:
         value = f"{spec.one} and {spec.other}: no prompt that both answered"
         raise DataError(value, "both models answer the same prompts", "choose evaluations of the same data")
     seed = secrets.randbits(62) if seed is None else seed
     chosen = [common[i] for i in permutation(len(common), seed, "arena/order")][: spec.prompts or len(common)]
-    inputs = [_match_input(*one_answers[name], other_answers[name][1], spec.overlap, seed) for name in chosen]
+    inputs = [_match_input(*ours[name], others[name][1], spec.overlap, seed) for name in chosen]
     return store.submit_write(arenas.create, spec.one, spec.other, spec.threshold, created_by, inputs).result()
 
 

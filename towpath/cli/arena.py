@@ -54,11 +54,12 @@ def arena_start(
     """Queue two models' answers to the same held-out prompts for raters, with hidden sources and random sides."""
     from dataclasses import asdict
 
-    from towpath.arena.matches import ArenaSpec, create_arena
+    from towpath.arena.matches import ArenaSpec
+    from towpath.run.answer_sources import start_arena
 
     _, opened = open_store(run, set_)
     with opened as store:
-        arena = create_arena(store, run, ArenaSpec(one, other, prompts, threshold, overlap))
+        arena = start_arena(store, run, ArenaSpec(one, other, prompts, threshold, overlap))
     if as_json:
         print_output(json.dumps(asdict(arena), indent=1))
         return

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from towpath.data.intervals import wilson
 from towpath.evals.winrate import win_rate_record
+from towpath.reasoning import final_answer
 from towpath.records import Completion, Prompt
 
 MAX_LISTED = 20
@@ -23,9 +24,15 @@ class AnswerPair:
     other: Completion
 
     @property
+    def texts(self) -> tuple[str, str]:
+        """Our answer and the other as a judge reads them, without reasoning."""
+        return final_answer(self.ours.text), final_answer(self.other.text)
+
+    @property
     def same(self) -> bool:
         """Whether both answers read the same, which is a tie without a judge."""
-        return self.ours.text.strip() == self.other.text.strip()
+        ours, other = self.texts
+        return ours.strip() == other.strip()
 
 
 @dataclass(frozen=True, slots=True)

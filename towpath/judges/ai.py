@@ -35,11 +35,7 @@ class AiJudge:
 
     def compare(self, pairs: Sequence[AnswerPair], title: str) -> JudgeOutcomes:
         """Judge the pairs that differ; a server that does not answer leaves them unjudged."""
-        todo = [
-            PairText(str(i), pair.prompt.text, pair.ours.text, pair.other.text)
-            for i, pair in enumerate(pairs)
-            if not pair.same
-        ]
+        todo = [PairText(str(i), pair.prompt.text, *pair.texts) for i, pair in enumerate(pairs) if not pair.same]
         outcomes: dict[str, PairOutcome] = {}
         results: list[Judgement | Abstention] = []
         problem = ""

@@ -73,8 +73,8 @@ class FunctionJudge:
 
     def _judge_batch(self, pairs: Sequence[AnswerPair]) -> list[PairOutcome]:
         prompts = [pair.prompt.text for pair in pairs]
-        ours = [pair.ours.text for pair in pairs]
-        other = [pair.other.text for pair in pairs]
+        ours = [pair.texts[0] for pair in pairs]
+        other = [pair.texts[1] for pair in pairs]
         columns = self.columns_of(pairs)
         if self.choices is not None:
             first = self.choices(prompts, ours, other, columns)

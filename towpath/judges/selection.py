@@ -11,8 +11,8 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "simulated": ("rubric",),
     "judge": ("judge",),
     "blend": ("judge",),
-    "people": (),
-    "recorded": (),
+    "people": ("people",),
+    "recorded": ("model",),
 }
 """The judge of a run by its `preferences.raters`."""
 

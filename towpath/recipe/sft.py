@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from towpath.recipe.model import Lora, Method, Schedule
+from towpath.recipe.model import Lora, Schedule
 from towpath.recipe.reader import Section, value
 
 Positive = Annotated[float, Field(gt=0)]
@@ -13,7 +13,16 @@ Positive = Annotated[float, Field(gt=0)]
 class Sft(Section):
     """Supervised fine-tuning."""
 
-    method: Method = value("lora", "LoRA adapters, merged at the end, or all weights")
+    method: Literal["lora", "full", "none"] = value(
+        "lora",
+        "LoRA adapters, merged at the end, or all weights; none if `model.source` is tuned already: nothing is "
+        "trained, and no demonstrations are needed",
+    )
+    compare_with: str = value(
+        "",
+        "with method none: the model that the gate `sft` compares the tuned one with, a source like `model.source`; "
+        "empty: that gate is off",
+    )
     learning_rate: float = value(
         2e-4, "peak learning rate", "5e-5-2e-4", "supervised targets: low-variance gradients", gt=0
     )

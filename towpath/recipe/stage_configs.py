@@ -49,6 +49,7 @@ class PairsConfig(StageConfig):
 
     preferences: Preferences
     reward: Reward
+    evaluate: Evaluate
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,10 @@ class SftConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class BaselineConfig(SamplingConfig):
+class BaselineConfig(SamplingConfig, PairsConfig):
     """Configuration of the `baseline` stage."""
 
-    evaluate: Evaluate
-    preferences: Preferences
+    sft: Sft
     judge: Judge
     gates: Gates
 
@@ -79,6 +79,7 @@ class BaselineConfig(SamplingConfig):
 class SampleConfig(SamplingConfig):
     """Configuration of the `sample` stage."""
 
+    sft: Sft
     preferences: Preferences
 
 
@@ -107,10 +108,9 @@ class PolicyConfig(TrainingConfig, SamplingConfig, PairsConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(BaselineConfig, PairsConfig):
+class EvaluateConfig(BaselineConfig):
     """Configuration of the `evaluate` stage."""
 
-    sft: Sft
     policy: Policy
 
 
@@ -119,6 +119,7 @@ STAGE_CONFIGS: Mapping[str, type[StageConfig]] = {
     "baseline": BaselineConfig,
     "sample": SampleConfig,
     "label": LabelConfig,
+    "judge_model": RewardConfig,
     "reward": RewardConfig,
     "policy": PolicyConfig,
     "evaluate": EvaluateConfig,

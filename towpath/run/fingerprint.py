@@ -17,13 +17,14 @@ from towpath.data.data_summary import DataSummary
 from towpath.data.file_cache import cache_file, read_cache, write_cache
 from towpath.data.user_code import find_file
 from towpath.feedback import simulated_rater
-from towpath.judges.selection import select_judges
+from towpath.judges.selection import reserved_share, select_judges
 from towpath.models import content
 from towpath.recipe import EngineConfig, Judge, Policy, Recipe
 from towpath.recipe.stage_configs import (
     BaselineConfig,
     EvaluateConfig,
     LabelConfig,
+    PairsConfig,
     PolicyConfig,
     RewardConfig,
     SampleConfig,
@@ -94,12 +95,21 @@ class _Planner:
     def plan(self) -> list[PlannedStage]:
         recipe = self.recipe
         self._add("sft", 1, self._sft_settings(SftConfig.from_recipe(recipe)))
-        self._add("baseline", 1, self._baseline_settings(BaselineConfig.from_recipe(recipe)), "sft")
+        judge_model = self._add_judge_model()
+        self._add("baseline", 1, self._baseline_settings(BaselineConfig.from_recipe(recipe)), "sft", *judge_model)
         for number in range(1, recipe.rounds + 1):
-            self._add_round(number)
+            self._add_round(number, judge_model)
         return list(self.stages.values())
 
-    def _add_round(self, number: int) -> None:
+    def _add_judge_model(self) -> list[str]:
+        """Add the held-out reward model that judges, if the recipe has one, and the labels of the first round."""
+        if not reserved_share(self.recipe.evaluate, self.recipe.preferences.raters):
+            return []
+        labels = self._add_labels(1, [], False)
+        self._add("judge_model", 1, self._judge_model_settings(RewardConfig.from_recipe(self.recipe)), "sft", *labels)
+        return ["judge_model"]
+
+    def _add_round(self, number: int, judge_model: Sequence[str]) -> None:
         recipe = self.recipe
         needs_reward_model, needs_labels = _needs(recipe)
         previous_policy = [_stage_name("policy", number - 1)] if number > 1 else []
@@ -117,22 +127,26 @@ class _Planner:
         settings = self._policy_settings(PolicyConfig.from_recipe(recipe))
         self._add("policy", number, settings, "sft", *learns_from, *previous_policy)
         settings = self._evaluate_settings(EvaluateConfig.from_recipe(recipe))
-        self._add("evaluate", number, settings, "sft", "baseline", *reward, _stage_name("policy", number))
+        inputs = ["sft", "baseline", *judge_model, *reward, _stage_name("policy", number)]
+        self._add("evaluate", number, settings, *inputs)
 
     def _add_labels(self, number: int, previous_policy: Sequence[str], needs_reward_model: bool) -> list[str]:
-        """Add the sample and label stages of a round; the names of all that its labels come from."""
+        """Add the sample and label stages of a round, unless they are there; the names of all that its labels come
+        from."""
         recipe = self.recipe
         samples = []
         if recipe.preferences.raters != "recorded":
             samples = [_stage_name("sample", earlier) for earlier in range(1, number + 1)]
             settings = self._sample_settings(SampleConfig.from_recipe(recipe))
-            self._add("sample", number, settings, "sft", *previous_policy)
+            if samples[-1] not in self.stages:
+                self._add("sample", number, settings, "sft", *previous_policy)
         # routing asks the reward model of the previous round
         routed_by = []
         if number > 1 and needs_reward_model and recipe.preferences.raters == "blend":
             routed_by = ["sft", _stage_name("reward", number - 1)]
-        settings = self._label_settings(LabelConfig.from_recipe(recipe), samples)
-        self._add("label", number, settings, *samples, *routed_by)
+        if _stage_name("label", number) not in self.stages:
+            settings = self._label_settings(LabelConfig.from_recipe(recipe), samples)
+            self._add("label", number, settings, *samples, *routed_by)
         return [*samples, _stage_name("label", number)]
 
     def _add(self, kind: str, number: int, settings: dict[str, Any], *inputs: str) -> None:
@@ -155,12 +169,20 @@ class _Planner:
             "template": content.template(cfg.model.template),
             "content": content.known(cfg.model.source, self.run),
         }
+        if cfg.sft.method == "none":
+            return {"model": model, "sft": {"method": "none"}}
         demonstrations = self.corpus.digests.demonstrations
-        return {"model": model, "sft": cfg.sft.model_dump(mode="json"), "demonstrations": demonstrations}
+        return {
+            "model": model,
+            "sft": cfg.sft.model_dump(mode="json", exclude={"compare_with"}),
+            "demonstrations": demonstrations,
+        }
 
     def _baseline_settings(self, cfg: BaselineConfig) -> dict[str, Any]:
         evaluate = cfg.evaluate.model_dump(mode="json", exclude=EVALUATE_ONLY | JUDGED_BY)
         settings = {"evaluate": evaluate, "prompts": self.corpus.digests.evaluated}
+        if cfg.sft.method == "none" and cfg.sft.compare_with:
+            settings["compare_with"] = content.known(cfg.sft.compare_with, self.run)
         return settings | self._judge_settings(cfg) | _engine_settings(cfg.engine)
 
     def _judge_settings(self, cfg: BaselineConfig) -> dict[str, Any]:
@@ -173,6 +195,8 @@ class _Planner:
             return simulated_rater.GUIDELINE
         if spec == "judge":
             return self._ai_judge(judge)
+        if spec.startswith("model:"):
+            return content.known(sources.model_of(spec), self.run)
         return _code_hashes([spec.split(":")[1]]) if spec.startswith("python:") else ""
 
     def _ai_judge(self, judge: Judge) -> dict[str, Any]:
@@ -245,14 +269,24 @@ class _Planner:
         if cfg.engine.type != "local":
             settings["correction"] = cfg.engine.correction
         if data_of(cfg.policy.algo) == "comparisons":
-            settings["validation"] = cfg.reward.validation
+            settings |= {"validation": cfg.reward.validation} | _reserved_settings(cfg)
         return settings
 
     def _reward_settings(self, cfg: RewardConfig) -> dict[str, Any]:
         settings: dict[str, Any] = {"reward": cfg.reward.model_dump(mode="json", exclude={"use"})}
+        settings |= _reserved_settings(cfg)
         if cfg.reward.source:
             model = {"content": content.known(sources.model_of(cfg.reward.source), self.run)}
             settings["model"] = model | {"template": content.template(cfg.reward.template)}
+        return settings
+
+    def _judge_model_settings(self, cfg: RewardConfig) -> dict[str, Any]:
+        """The held-out reward model is one model, trained from the same base as the reward model."""
+        ensemble = {"ensemble_size", "pretrained", "train"}
+        settings = {"reward": cfg.reward.model_dump(mode="json", exclude={"use", *ensemble})} | _reserved_settings(cfg)
+        if cfg.reward.base:
+            settings["model"] = content.known(sources.model_of(cfg.reward.base), self.run)
+            settings["template"] = content.template(cfg.reward.template)
         return settings
 
     def _evaluate_settings(self, cfg: EvaluateConfig) -> dict[str, Any]:
@@ -262,6 +296,12 @@ class _Planner:
         if cfg.evaluate.ask_judge and judge.base_url and judge.model:
             settings["refusals"] = self._ai_judge(judge)
         return settings
+
+
+def _reserved_settings(cfg: PairsConfig) -> dict[str, Any]:
+    """The share of labels that are reserved for the held-out reward model, where there is one."""
+    share = reserved_share(cfg.evaluate, cfg.preferences.raters)
+    return {"reserved_labels": share} if share else {}
 
 
 def _stage_name(kind: str, number: int) -> str:

@@ -49,6 +49,8 @@ def _reward_verdict(gates: Gates, result: dict[str, Any], labels: str) -> Verdic
 
 def _win_verdict(name: str, gate: Gate, recipe: Recipe, result: dict[str, Any]) -> Verdict:
     """The verdict of the first evaluation judge of a stage."""
+    if result.get("off"):
+        return Verdict(name, "OFF", None, None, gate.threshold, 0, "off", result["off"])
     record = judge_of(result)
     outcome, note = win_outcome(record, gate.threshold, recipe.gates.rule, recipe.evaluate.max_unjudged)
     if gate.action == "off":

@@ -12,13 +12,14 @@ from towpath.judges.function import load_judge
 from towpath.judges.selection import select_judges
 from towpath.recipe import Recipe
 from towpath.records import Finding
+from towpath.rewards import sources
 
 CODE = "evaluation-judge"
 MEANINGS = {
     "rubric": "the written rubric of the bundled recipes",
     "judge": "an AI judge in both orders",
     "people": "people in a blind arena; the run waits for them",
-    "model": "a reward model trained on a reserved share of the labels",
+    "model": "a held-out reward model, trained on {share} of the prompts' labels, which train nothing else",
 }
 
 
@@ -44,18 +45,34 @@ def check_judges(recipe: Recipe, run: Path, corpus: Corpus) -> Iterator[Finding]
 
 def _check_judge(recipe: Recipe, run: Path, corpus: Corpus, spec: str) -> Iterator[Finding]:
     """Whether a judge can be called."""
+    from towpath.models import files, locate
+
     try:
         if spec == "judge":
             judge_prompt.read_rubric(judge_runner.judge_settings(recipe.evaluate.judge, run).rubric)
+        elif spec.startswith("model:"):
+            files.require_classifier(Path(locate.find(sources.model_of(spec), run, "evaluate.judges")))
+            yield from _check_independence(recipe, spec)
         elif spec.startswith(("python:", "http")):
             load_judge(spec, run, recipe.evaluate.tie_margin, sorted(corpus.column_names), lambda _pairs: {})
     except TowpathError as error:
         yield Finding(CODE, "error", f"evaluate.judges: {spec}: {error.value}", error.rule, error.fix)
 
 
+def _check_independence(recipe: Recipe, spec: str) -> Iterator[Finding]:
+    """A judge must not be what the policy is rewarded by."""
+    rewards = {source.source for source in recipe.policy.rewards.sources}
+    if spec not in rewards and spec != f"model:{recipe.reward.pretrained}":
+        return
+    cause = "a policy that exploits its reward wins by it, whatever people prefer"
+    fix = "name a reward model in evaluate.judges that does not reward the policy"
+    yield Finding(CODE, "warning", f"evaluate.judges: {spec} is also the reward", cause, fix)
+
+
 def _describe(recipe: Recipe, specs: tuple[str, ...]) -> Finding:
     """Who decides the gates, who is compared, and for an AI judge that people can audit it."""
-    first, *others = [MEANINGS.get(spec, spec) for spec in specs]
+    share = recipe.evaluate.reserved_labels
+    first, *others = [MEANINGS.get(spec, spec).format(share=f"{share:.0%}") for spec in specs]
     evidence = f"the gates sft and evaluate are decided by {first}"
     if others:
         evidence += f"; compared with {', '.join(others)}"

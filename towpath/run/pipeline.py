@@ -79,6 +79,11 @@ class Pipeline:
             content.fetch(sources.model_of(recipe.reward.source), folder, key)
         for name in sources.classifiers(recipe.policy.rewards):
             content.fetch(sources.model_of(name), folder, "policy.rewards")
+        if recipe.sft.method == "none" and recipe.sft.compare_with:
+            content.fetch(recipe.sft.compare_with, folder, "sft.compare_with")
+        for name in recipe.evaluate.judges:
+            if name.startswith("model:"):
+                content.fetch(sources.model_of(name), folder, "evaluate.judges")
         self.stages = plan_stages(recipe, folder, self.corpus, store)
         self.findings: list[Finding] = []
 
@@ -97,7 +102,7 @@ class Pipeline:
         exempt_imports_from_gc()
         try:
             for number in range(len(self.stages)):
-                if not only or self.stages[number].kind == only:
+                if not only or self._is_next(only, number):
                     self._advance(number)
         except Waiting as waiting:
             self._write_current(str(waiting.value))
@@ -106,6 +111,12 @@ class Pipeline:
             self._write_current()
             raise
         return stage_verdicts(self.recipe, self.stages)
+
+    def _is_next(self, only: str, number: int) -> bool:
+        """Whether a stage is of the wanted kind; a later round is not until the round before it has ended."""
+        done = {stage.name for stage in self.stages if stage.done}
+        stage = self.stages[number]
+        return stage.kind == only and (stage.round == 1 or done.issuperset(stage.inputs))
 
     def _advance(self, number: int) -> None:
         """Run one stage and judge the gates after it."""
@@ -154,7 +165,9 @@ class Pipeline:
             with progress(stage.name), trackers.follow(self.recipe, self.folder, stage.name, stage.folder, self.say):
                 result = module.run(job)
             fault_point(f"end-{stage.name}")
-        except TowpathError:
+        except TowpathError as error:
+            if isinstance(error, Waiting):
+                error.stage = stage.kind
             self._say_findings(job.findings)
             self.findings += [finding for finding in job.findings if finding not in self.findings]
             raise

@@ -118,6 +118,8 @@ def lines(findings: Sequence[Finding]) -> str:
 
 def _check_rates(recipe: Recipe, force: bool) -> Iterator[Finding]:
     for name, stage in (("sft", recipe.sft), ("reward", recipe.reward)):
+        if stage.method == "none":
+            continue
         yield from _check_rate(name, stage.learning_rate, RATES[name], stage.method, force)
     yield from check_policy_rate(recipe, force)
     policy = recipe.policy
@@ -161,6 +163,8 @@ def _check_rate(
 def _check_rate_ratio(recipe: Recipe) -> Iterator[Finding]:
     sft = recipe.sft
     policy = recipe.policy
+    if sft.method == "none":
+        return
     if sft.method != policy.method:
         evidence = f"sft.method is {sft.method}, policy.method is {policy.method}: their rates were not compared"
         yield Finding("learning-rate-ratio", "info", evidence, "LoRA and full weights want different rates", "")
@@ -319,6 +323,8 @@ def _check_batches(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
     yield from check_rollouts(recipe.policy, len(corpus.train), corpus.column_names)
     sft = recipe.sft
     count = len(corpus.demonstrations)
+    if sft.method == "none":
+        return
     trainable = count - max(1, round(sft.validation * count))
     if trainable < sft.batch:
         evidence = f"{max(trainable, 0)} demonstrations to train on, sft.batch = {sft.batch}"

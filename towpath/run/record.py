@@ -21,8 +21,10 @@ from towpath.store.manifest import NAME as MANIFEST
 from towpath.store.manifest import damaged_error, read_object
 from towpath.store.publish import replace_file
 
-STAGES = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
-"""Kinds of stages, in the order in which they run."""
+STAGES = ("sft", "baseline", "sample", "label", "judge_model", "reward", "policy", "evaluate")
+"""Kinds of stages, in the order in which they run; with a judge model `baseline` comes after it."""
+OPTIONAL_STAGES = ("judge_model",)
+"""Stages that only some recipes have."""
 TRAINING_STAGES = ("sft", "reward", "policy")
 CURRENT = "current.json"
 METRICS = "metrics.jsonl"
@@ -216,7 +218,8 @@ class RunRecord:
 
     def lacks_judge(self) -> bool:
         """Whether no evaluation judge fits the run's data, by its results or by the findings of its check."""
-        measured = [result for kind in ("evaluate", "baseline") if "win" in (result := self.result(kind))]
+        results = [self.result(kind) for kind in ("evaluate", "baseline")]
+        measured = [result for result in results if "win" in result and not result.get("off")]
         if measured:
             return judge_of(measured[0]) is None
         return any(finding.get("code") == NO_JUDGE_CODE for finding in self.findings)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from towpath.models import files
 from towpath.recipe import Lora, Method, Recipe
@@ -79,7 +80,9 @@ def _trained_parameters(recipe: Recipe, size: Size) -> tuple[int, int, int]:
     return sft, reward, _trained(recipe.policy.method, recipe.policy.lora, size) + critic
 
 
-def _trained(method: Method, lora: Lora, size: Size) -> int:
+def _trained(method: Method | Literal["none"], lora: Lora, size: Size) -> int:
+    if method == "none":
+        return 0
     if method == "full":
         return size.parameters or 0
     return lora.rank * size.lora_sides if size.lora_sides else (size.parameters or 0) // UNKNOWN_LORA_SHARE

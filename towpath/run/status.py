@@ -70,7 +70,7 @@ def _next_state(stage: PlannedStage, current: Current, running: bool) -> str:
     """The state of the first stage that is not done."""
     if running:
         return "running"
-    if stage.kind == "label" and current.waiting_for:
+    if current.waiting_for:
         return "waiting"
     return "interrupted" if stage.folder.exists() else "to do"
 

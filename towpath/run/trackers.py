@@ -29,6 +29,8 @@ CLOSE_SECONDS = 30.0
 SERVICES = ("wandb", "mlflow", "trackio")
 FIX = "pip install towpath[track]"
 METRICS = "metrics.jsonl"
+SECRET: Any = {"store": True, "judge": {"api_key"}, "evaluate": {"judge": {"api_key"}}}
+"""What of a recipe no service is told."""
 
 
 class Tracker(Protocol):
@@ -165,7 +167,7 @@ class RunNames:
         self.folder = folder
         self.name = f"{run.name} {stage}"
         self.id = re.sub(r"[^A-Za-z0-9_-]", "-", f"{run.name}-{stage}-{folder.name}")
-        self.config = recipe.model_dump(mode="json", exclude={"store": True, "judge": {"api_key"}})
+        self.config = recipe.model_dump(mode="json", exclude=SECRET)
 
 
 class _TensorBoard:

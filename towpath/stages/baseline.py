@@ -1,28 +1,57 @@
 """Baseline stage: the win rate of the SFT model over the base model on held-out prompts."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from towpath.recipe.stage_configs import BaselineConfig
+from towpath.records import Completion, Prompt
 from towpath.stages import generation
+from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
-from towpath.stages.win_rates import Contest, judge_answers
+from towpath.stages.win_rates import WinRates, judge_answers, write_answers
+
+NOTHING_TO_COMPARE = (
+    "sft.method = 'none' without sft.compare_with: the model is taken as it is, and compared with no other"
+)
 
 
 def run(job: Job[BaselineConfig]) -> dict[str, Any]:
     """Sample answers of both models to the held-out prompts, and of SFT to the safety set; the evaluate stage reads
     them."""
     prompts = generation.heldout_prompts(job)
-    answers = {}
-    for source, model, model_prompts in (
-        ("base", job.base_model, prompts),
-        ("sft", job.inputs["sft"] / "weights", [*prompts, *job.corpus.safety]),
-    ):
-        title = f"baseline: {source} answers"
-        answers[source] = generation.load_or_sample(
-            job.folder / f"answers-{source}.jsonl",
-            len(model_prompts),
-            partial(generation.sample_answers, job, model, model_prompts, source, title),
-        )
-    contest = Contest("sft", "sft", "base", prompts, answers["sft"][: len(prompts)], answers["base"])
-    return judge_answers(job, contest).result
+    base = _base_answers(job, prompts)
+    weights = job.inputs["sft"] / "weights"
+    tuned_prompts = [*prompts, *job.corpus.safety]
+    tuned = generation.load_or_sample(
+        job.folder / "answers-sft.jsonl",
+        len(tuned_prompts),
+        partial(generation.sample_answers, job, weights, tuned_prompts, "sft", "baseline: sft answers"),
+    )[: len(prompts)]
+    if base is None:
+        write_answers(job.folder, prompts, {"sft": tuned}, {}, WinRates())
+        return {"judge": None, "win": None, "judges": [], "off": NOTHING_TO_COMPARE}
+    wins = judge_answers(job, Contest("sft", "sft", "base", prompts, tuned, base))
+    write_answers(job.folder, prompts, {"base": base, "sft": tuned}, {}, wins)
+    return wins.result
+
+
+def _base_answers(job: Job[BaselineConfig], prompts: list[Prompt]) -> list[Completion] | None:
+    """Answers of the base model, or of `sft.compare_with`; None if the tuned model is compared with no other."""
+    base_job = job
+    sft = job.config.sft
+    if sft.method == "none":
+        if not sft.compare_with:
+            return None
+        # a model of its own, with its own tokenizer and template
+        model = job.config.model.model_copy(update={"source": sft.compare_with})
+        base_job = replace(job, config=replace(job.config, model=model))
+    answers = generation.load_or_sample(
+        job.folder / "answers-base.jsonl",
+        len(prompts),
+        lambda: generation.sample_answers(base_job, base_job.base_model, prompts, "base", "baseline: base answers"),
+    )
+    if base_job is job:
+        return answers
+    # lengths are compared in tokens of the tuned model
+    return [replace(c, token_ids=tuple(job.chat.answer(c.text)), logprobs=()) for c in answers]

@@ -1,6 +1,5 @@
 """Evaluation of the policy against SFT on held-out prompts: win rate, KL, reward, text, perplexity, safety."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.contract import RoleSpec
 from towpath.stages import generation, jailbreak_eval, label_disagreements
 from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
+from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import completion_row
 from towpath.stages.reward_scorer import answer_of, open_reward_model
-from towpath.stages.win_rates import Contest, WinRates, judge_answers
-from towpath.store.publish import replace_file
+from towpath.stages.win_rates import WinRates, judge_answers, write_answers
 
 Answers = dict[str, list[Completion]]
 """One completion of each prompt, by model: `base`, `sft`, `policy`."""
@@ -43,8 +42,7 @@ def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
     disagreements: dict[str, int] = {}
     if any(name.startswith("reward") for name in job.inputs):
         rewards, disagreements = _rewards(job, prompts, answers)
-    rows = _rows(prompts, answers, rewards, wins)
-    replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rows = write_answers(job.folder, prompts, answers, rewards, wins)
     harmful = [p.harmful for p in job.corpus.safety]
     refusals = {source: [rubric.is_refusal(c.text) for c in part] for source, part in safety_answers.items()}
     result = wins.result | {
@@ -73,10 +71,9 @@ def _last_input(job: Job[EvaluateConfig], kind: str) -> Path:
 
 def _load_completions(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt]) -> Answers:
     """The answers that the baseline stage sampled, and the policy's."""
-    completions = {
-        source: generation.read_completions(job.inputs["baseline"] / f"answers-{source}.jsonl")
-        for source in ("base", "sft")
-    }
+    files = {source: job.inputs["baseline"] / f"answers-{source}.jsonl" for source in ("base", "sft")}
+    # a model that is compared with no other has no base
+    completions = {source: generation.read_completions(path) for source, path in files.items() if path.is_file()}
     title = f"{job.name}: answers of policy"
     completions["policy"] = generation.load_or_sample(
         job.folder / "answers-policy.jsonl",
@@ -124,19 +121,6 @@ def _rewards(
     return rewards, label_disagreements.write(job, models, reward)
 
 
-def _rows(
-    prompts: list[Prompt], answers: Answers, rewards: dict[str, list[float]], wins: WinRates
-) -> list[dict[str, Any]]:
-    """One row for each prompt: the answers with their scores, and the winner by each evaluation judge."""
-    rows = []
-    for i, p in enumerate(prompts):
-        row = {"prompt_id": p.id, **prompt_cells(p), "domain": p.domain, "difficulty": p.difficulty}
-        row |= {source: completions[i].text for source, completions in answers.items()}
-        row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
-        rows.append(row | wins.columns(i))
-    return rows
-
-
 def win_rates_by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The policy's win rate over SFT in each domain, with Wilson's interval."""
     outcomes: dict[str, list[float]] = {}
@@ -179,12 +163,14 @@ def _text_statistics(answers: Answers, wins: WinRates) -> dict[str, Any]:
 
 
 def _greedy_samples(job: Job[EvaluateConfig], policy: Path, prompts: list[Prompt]) -> list[dict[str, Any]]:
-    """Greedy float32 answers of all three models to three prompts; an export must reproduce their tokens."""
+    """Greedy float32 answers of all models to three prompts; an export must reproduce their tokens."""
     domains = sorted({p.domain for p in prompts})
     step = max(1, len(domains) // 3)
     chosen = [next(p for p in prompts if p.domain == domain) for domain in domains[::step]][:3]
     rows: list[dict[str, Any]] = [prompt_cells(p) | {"domain": p.domain} for p in chosen]
-    folders = {"base": job.base_model, "sft": job.inputs["sft"] / "weights", "policy": policy / "weights"}
+    folders = {"sft": job.inputs["sft"] / "weights", "policy": policy / "weights"}
+    if job.config.sft.method != "none":
+        folders = {"base": job.base_model, **folders}
     for source, folder in folders.items():
         completions = generation.sample(
             job,

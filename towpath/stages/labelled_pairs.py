@@ -8,6 +8,7 @@ from pathlib import Path
 from towpath.data.batch import Row, make_row
 from towpath.errors import DataError
 from towpath.hashing import hash_uniform
+from towpath.judges.selection import reserved_share
 from towpath.recipe.stage_configs import PairsConfig
 from towpath.records import Comparison, Completion, Label, Prompt, opening
 from towpath.stages.job import Job
@@ -44,7 +45,23 @@ def read_labels(folder: Path) -> list[Label]:
 
 
 def decided_pairs(job: Job[PairsConfig]) -> list[Pair]:
-    """Comparisons whose label names a winner."""
+    """Comparisons whose label names a winner, without those reserved for the evaluation."""
+    return [pair for pair in labelled_pairs(job) if not is_reserved(job.config, pair.prompt.id)]
+
+
+def reserved_pairs(job: Job[PairsConfig]) -> list[Pair]:
+    """Comparisons that only the held-out reward model of the evaluation is trained on."""
+    return [pair for pair in labelled_pairs(job) if is_reserved(job.config, pair.prompt.id)]
+
+
+def is_reserved(config: PairsConfig, prompt_id: str) -> bool:
+    """Whether labels of this prompt are reserved for the held-out reward model."""
+    share = reserved_share(config.evaluate, config.preferences.raters)
+    return hash_uniform(config.seed, "evaluate/reserved", prompt_id) < share
+
+
+def labelled_pairs(job: Job[PairsConfig]) -> list[Pair]:
+    """All comparisons whose label names a winner."""
     comparisons = {c.id: c for c in job.store.comparisons()}
     completions = job.store.completions()
     prompts = job.store.prompts()

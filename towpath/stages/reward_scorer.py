@@ -1,6 +1,8 @@
 """The reward model of a finished reward stage, ready to score."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from towpath.data.batch import Row
 from towpath.recipe.stage_configs import PairsConfig
@@ -18,6 +20,14 @@ from towpath.runtime.launch import launch_classifier
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import completion_row
 from towpath.store import manifest
+
+C = TypeVar("C", bound=PairsConfig)
+
+
+def judge_model_job(job: Job[C]) -> Job[C]:
+    """The job with the reward settings of the held-out judge: one model, trained from the reward model's base."""
+    reward = job.config.reward.model_copy(update={"ensemble_size": 1, "pretrained": "", "train": False})
+    return replace(job, config=replace(job.config, reward=reward))
 
 
 def roles_of(job: Job[PairsConfig], stage: Path) -> dict[str, RoleSpec]:

@@ -38,7 +38,9 @@ def run(job: Job[SampleConfig]) -> dict[str, Any]:
         for number in range(cfg.completions)
     ]
     completions = _sample_completions(job, source, weights, draws)
-    shared = [p for p in prompts if hash_uniform(job.config.seed, f"base/{job.round}", p.id) < cfg.base_share]
+    # a model that was tuned elsewhere has no base model here
+    base_share = 0.0 if job.round == 1 and job.config.sft.method == "none" else cfg.base_share
+    shared = [p for p in prompts if hash_uniform(job.config.seed, f"base/{job.round}", p.id) < base_share]
     draws = [(p, "other", cfg.decodings[i % len(cfg.decodings)]) for i, p in enumerate(shared)]
     other_completions = _sample_completions(job, other_source, other_weights, draws)
     comparisons, dropped = _compare(job, prompts, completions + other_completions, source)

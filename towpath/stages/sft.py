@@ -18,6 +18,8 @@ def run(job: Job[SftConfig]) -> dict[str, Any]:
     """Train, merge LoRA weights, save the model."""
     cfg = job.config.sft
     seed = job.config.seed
+    if cfg.method == "none":
+        return _publish_untrained(job)
     _require_two(len({d.id for d in job.corpus.demonstrations}))
     demonstrations, validation = split_demonstrations(job.corpus.demonstrations, seed, cfg.validation)
     rows = demonstration_batch(job.chat, demonstrations, cfg, cfg.domains)
@@ -56,6 +58,14 @@ def run(job: Job[SftConfig]) -> dict[str, Any]:
     }
 
 
+def _publish_untrained(job: Job[SftConfig]) -> dict[str, Any]:
+    """The base model, which is tuned already, as the result of this stage."""
+    runtime = job.launch(training=False)
+    runtime.open({"policy": RoleSpec(job.base_model)})
+    publish_model(job, runtime, "policy", job.folder / "weights")
+    return {"method": "none", "steps": 0, "best_step": 0, "epochs": 0.0}
+
+
 def open_runtime(job: Job[SftConfig]) -> Runtime:
     """A runtime with the role `policy`: the base model, trainable."""
     cfg = job.config.sft
@@ -69,7 +79,7 @@ def open_runtime(job: Job[SftConfig]) -> Runtime:
 def _require_two(demonstrations: int) -> None:
     """Require one demonstration to train on and one for validation."""
     if demonstrations < 2:
-        fix = "add rows to data.demonstrations; `towpath.train` optimises a model that needs no supervised fine-tuning"
+        fix = "add rows to data.demonstrations, or set sft.method = 'none' if model.source is tuned already"
         raise DataError(
             f"{demonstrations} demonstrations", "sft trains on demonstrations and holds some out for validation", fix
         )

@@ -1,52 +1,38 @@
 """Win rates of a stage: the answers of two models, judged by the recipe's evaluation judges."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from towpath.data.conversations import prompt_cells
 from towpath.evals.gate_rule import win_outcome
-from towpath.evals.judges import AnswerPair, EvaluationJudge, JudgeOutcomes, PairOutcome, compare_judges, judge_record
-from towpath.feedback import judge_runner
-from towpath.judges import function
-from towpath.judges.ai import AiJudge, account_name
-from towpath.judges.rubric import RubricJudge
+from towpath.evals.judges import JudgeOutcomes, PairOutcome, compare_judges, judge_record
 from towpath.judges.selection import select_judges
 from towpath.recipe.stage_configs import BaselineConfig
 from towpath.records import Completion, Finding, Prompt
+from towpath.stages.evaluation_judges import Contest, open_judge
 from towpath.stages.job import Job
+from towpath.store.publish import replace_file
 
-
-@dataclass(frozen=True)
-class Contest:
-    """Two models' answers to the same prompts, and the gate that their win rate decides."""
-
-    gate: str
-    one: str
-    """The model that should win."""
-    other: str
-    prompts: Sequence[Prompt]
-    ours: Sequence[Completion]
-    others: Sequence[Completion]
-
-    @property
-    def pairs(self) -> list[AnswerPair]:
-        """The answers, prompt by prompt."""
-        return [AnswerPair(*row) for row in zip(self.prompts, self.ours, self.others, strict=True)]
+ANSWERS = "answers.jsonl"
 
 
 @dataclass(frozen=True)
 class WinRates:
-    """What the judges of a stage found; the first one decides the gate."""
+    """What the judges of a stage found on two models; the first one decides the gate."""
 
-    contest: Contest
-    records: list[dict[str, Any]]
-    reports: list[JudgeOutcomes]
+    one: str = ""
+    other: str = ""
+    records: Sequence[dict[str, Any]] = ()
+    reports: Sequence[JudgeOutcomes] = ()
 
     @property
     def result(self) -> dict[str, Any]:
         """The part of a stage's result that gates and reports read."""
         first = self.records[0] if self.records else {"name": None, "win": None}
-        return {"judge": first["name"], "win": first["win"], "judges": self.records}
+        return {"judge": first["name"], "win": first["win"], "judges": list(self.records)}
 
     def columns(self, i: int) -> dict[str, Any]:
         """For one prompt: the winner by the first judge and its scores, and by every judge if there are several."""
@@ -58,13 +44,13 @@ class WinRates:
             columns["choices"] = choices
         scores = self.reports[0].outcomes[i].scores
         if scores:
-            columns |= {f"score_{self.contest.one}": scores[0], f"score_{self.contest.other}": scores[1]}
+            columns |= {f"score_{self.one}": scores[0], f"score_{self.other}": scores[1]}
         return columns
 
     def _winner(self, outcome: PairOutcome) -> str | None:
         if outcome.value is None:
             return None
-        return {1.0: self.contest.one, 0.0: self.contest.other}.get(outcome.value, "tie")
+        return {1.0: self.one, 0.0: self.other}.get(outcome.value, "tie")
 
     def mean_scores(self) -> dict[str, float]:
         """The mean score of either model by the first judge, if it scores answers."""
@@ -72,7 +58,7 @@ class WinRates:
         if not scores:
             return {}
         ours, others = zip(*scores, strict=True)
-        return {self.contest.one: sum(ours) / len(scores), self.contest.other: sum(others) / len(scores)}
+        return {self.one: sum(ours) / len(scores), self.other: sum(others) / len(scores)}
 
 
 def judge_answers(job: Job[BaselineConfig], contest: Contest) -> WinRates:
@@ -92,22 +78,26 @@ def judge_answers(job: Job[BaselineConfig], contest: Contest) -> WinRates:
             record["agreement"] = compare_judges(reports[specs[0]].outcomes, reports[spec].outcomes, contest.prompts)
         records.append(record)
     job.findings.extend(_findings(job, contest, records))
-    return WinRates(contest, records, [reports[spec] for spec in specs])
+    return WinRates(contest.one, contest.other, records, [reports[spec] for spec in specs])
 
 
-def open_judge(job: Job[BaselineConfig], spec: str, contest: Contest) -> EvaluationJudge:
-    """The judge that an entry of `evaluate.judges` names."""
-    cfg = job.config.evaluate
-    if spec == "rubric":
-        return RubricJudge(cfg.tie_margin)
-    if spec == "judge":
-        settings = judge_runner.judge_settings(cfg.judge, job.run)
-        return AiJudge(settings, job.store, account_name(settings, job.config.judge.ceiling))
-
-    def columns_of(pairs: Sequence[AnswerPair]) -> dict[str, list[Any]]:
-        return job.corpus.columns_of([pair.prompt for pair in pairs])
-
-    return function.load_judge(spec, job.run, cfg.tie_margin, sorted(job.corpus.column_names), columns_of)
+def write_answers(
+    folder: Path,
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Sequence[Completion]],
+    rewards: Mapping[str, Sequence[float]],
+    wins: WinRates,
+) -> list[dict[str, Any]]:
+    """Write answers.jsonl, which reports and arenas read: for each prompt the answers with their scores, and the winner
+    by each evaluation judge."""
+    rows = []
+    for i, p in enumerate(prompts):
+        row = {"prompt_id": p.id, **prompt_cells(p), "domain": p.domain, "difficulty": p.difficulty}
+        row |= {source: completions[i].text for source, completions in answers.items()}
+        row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
+        rows.append(row | wins.columns(i))
+    replace_file(folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return rows
 
 
 def _findings(job: Job[BaselineConfig], contest: Contest, records: Sequence[dict[str, Any]]) -> list[Finding]:

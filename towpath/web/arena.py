@@ -12,10 +12,10 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from towpath.arena.answer_sources import answer_sources, reward_model_disagreements
 from towpath.arena.leaderboard_row import format_record, leaderboard_row, prompts_to_decide
-from towpath.arena.matches import ArenaSpec, close_decided, create_arena, reveal_comparisons, stop_arena
+from towpath.arena.matches import ArenaSpec, close_decided, reveal_comparisons, stop_arena
 from towpath.errors import DataError
+from towpath.run.answer_sources import answer_sources, reward_model_disagreements, start_arena
 from towpath.store import arenas, audit
 from towpath.store.store import Store
 from towpath.web import pages
@@ -85,7 +85,8 @@ def create(
             "an arena reads answers from the run's folder",
             "use `towpath arena start RUN`",
         )
-    made = create_arena(store, run, ArenaSpec(one, other, prompts, threshold / 100, overlap / 100), account.name)
+    spec = ArenaSpec(one, other, prompts, threshold / 100, overlap / 100)
+    made = start_arena(store, run, spec, account.name)
     store.submit_write(
         audit.record, account.name, "start arena", str(made.number), after={"one": one, "other": other}
     ).result()

@@ -39,12 +39,15 @@ def run_and_serve(
                     "Serving the rating page. The run resumes when there are enough judgements; Ctrl-C leaves it "
                     "waiting."
                 )
+                stage = waiting.stage
             redo = ()
-            _serve_until_labelled(recipe, folder, overrides, print_line)
+            _serve_until_judged(recipe, folder, stage, overrides, print_line)
 
 
-def _serve_until_labelled(recipe: Recipe, folder: Path, overrides: Sequence[str], print_line: PrintLine) -> None:
-    """Serve in a child process until the label stage can finish."""
+def _serve_until_judged(
+    recipe: Recipe, folder: Path, stage: str, overrides: Sequence[str], print_line: PrintLine
+) -> None:
+    """Serve in a child process until the stage that waits can finish."""
     options = [part for value in overrides for part in ("--set", value)]
     server = subprocess.Popen([sys.executable, "-m", "towpath", "serve", str(folder), "--port", "0", *options])
     try:
@@ -58,7 +61,7 @@ def _serve_until_labelled(recipe: Recipe, folder: Path, overrides: Sequence[str]
                     f"`towpath serve {folder}`",
                 )
             count = _judgement_count(recipe, folder)
-            if count != last_count and _labels_suffice(recipe, folder, print_line):
+            if count != last_count and _judgements_suffice(recipe, folder, stage, print_line):
                 return
             last_count = count
     finally:
@@ -71,10 +74,10 @@ def _judgement_count(recipe: Recipe, folder: Path) -> int:
         return store.counts()["judgements"]
 
 
-def _labels_suffice(recipe: Recipe, folder: Path, print_line: PrintLine) -> bool:
-    """Try the label stage; print what is missing if it still waits."""
+def _judgements_suffice(recipe: Recipe, folder: Path, stage: str, print_line: PrintLine) -> bool:
+    """Try the stage that waits; print what is missing if it still does."""
     try:
-        pipeline.run(recipe, folder, lambda _line: None, "label", force=True, write_report=report.write)
+        pipeline.run(recipe, folder, lambda _line: None, stage, force=True, write_report=report.write)
     except Waiting as waiting:
         print_line(waiting.value)
         return False

@@ -38,12 +38,13 @@ def answer_columns(samples: Sequence[Mapping[str, Any]], width: int) -> Iterator
     """Each prompt with the answers of base, SFT and policy in columns, or one below the other on a narrow terminal."""
     column = (min(width, MAX_WIDTH) - 4) // 3
     for sample in samples:
+        models = [(key, name) for key, name in MODELS if key in sample]
         yield from textwrap.wrap(sample["prompt"], width, initial_indent="> ", subsequent_indent="  ")
         if column < MIN_COLUMN:
-            for key, name in MODELS:
+            for key, name in models:
                 yield from textwrap.wrap(f"{name}: {sample[key]}", width, subsequent_indent="  ")
         else:
-            cells = [[name, "-" * len(name), *_wrapped(sample[key], column)] for key, name in MODELS]
+            cells = [[name, "-" * len(name), *_wrapped(sample[key], column)] for key, name in models]
             for line in zip_longest(*cells, fillvalue=""):
                 yield "  ".join(f"{cell:<{column}}" for cell in line).rstrip()
         yield ""

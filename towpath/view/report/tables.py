@@ -8,7 +8,7 @@ from markupsafe import Markup
 from towpath.data.intervals import wilson
 from towpath.evals.gate_rule import win_outcome
 from towpath.records import Verdict
-from towpath.run.record import STAGES, RunRecord, StageRecord
+from towpath.run.record import OPTIONAL_STAGES, STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.charts import Chart, Series, bar, draw
 from towpath.view.format import NONE, number, percent, percents
@@ -19,6 +19,7 @@ NAMES = {
     "baseline": "SFT against base",
     "sample": "Completions to compare",
     "label": "Labels",
+    "judge_model": "Held-out reward model",
     "reward": "Reward model",
     "policy": "Policy optimization",
     "evaluate": "Evaluation",
@@ -49,7 +50,7 @@ def title(name: str) -> str:
 
 def gates(run: RunRecord, verdicts: list[Verdict]) -> list[Row]:
     """One row for each stage, including those that have not run, and one for safety."""
-    missing = [name for name in STAGES if name not in run.stages]
+    missing = [name for name in STAGES if name not in run.stages and name not in OPTIONAL_STAGES]
     rows = []
     for stage in run.stages.values():
         rows.append(_gate(stage.name, stage, run.verdict(stage, verdicts)))

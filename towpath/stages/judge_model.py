@@ -1,0 +1,42 @@
+"""Judge model stage: train the held-out reward model of the evaluation on labels that are reserved for it, and measure
+how far it can be trusted."""
+
+from typing import Any
+
+from towpath.recipe.stage_configs import RewardConfig
+from towpath.records import Finding
+from towpath.stages.job import Job
+from towpath.stages.labelled_pairs import reserved_pairs, split_pairs
+from towpath.stages.reward_measure import measure
+from towpath.stages.reward_scorer import judge_model_job
+from towpath.stages.reward_training import train_member
+
+MIN_PAIRS = 40
+"""Reserved pairs below which there is no judge."""
+MORE = "raise evaluate.reserved_labels, or add labels"
+
+
+def run(job: Job[RewardConfig]) -> dict[str, Any]:
+    """Train one reward model on the reserved pairs, a part of which it is measured on."""
+    job = judge_model_job(job)
+    pairs = reserved_pairs(job)
+    if len(pairs) < MIN_PAIRS:
+        unfit = f"{len(pairs)} reserved labels, and a held-out reward model needs {MIN_PAIRS}: {MORE}"
+        job.findings.append(_finding(unfit))
+        return {"pairs": len(pairs), "unfit": unfit}
+    training, held_out = split_pairs(job, pairs, at_least_one_prompt=True)
+    member = train_member(job, 1, training, held_out)
+    result = measure(job, held_out, member.held_out_B, member.std)
+    result |= {"pairs": len(training), "train_accuracy": member.train_accuracy, "mean": member.mean, "std": member.std}
+    low, high = result["interval"]
+    result["unfit"] = ""
+    if low <= 0.5:
+        accuracy = f"{result['accuracy']:.0%} of {result['n']} held-out labels [{low:.0%}, {high:.0%}]"
+        result["unfit"] = f"the held-out reward model is right on {accuracy}, which may be chance: {MORE}"
+        job.findings.append(_finding(result["unfit"]))
+    return result
+
+
+def _finding(unfit: str) -> Finding:
+    cause = "a judge that guesses gives a win rate near one half, whatever the policy learned"
+    return Finding("weak-judge", "warning", unfit, cause, "or choose another judge: evaluate.judges")
