@@ -20,7 +20,7 @@ from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import Pair
-from towpath.stages.loop import LoopConfig, columns, minibatches, train, warmup_then_linear
+from towpath.stages.loop import LoopConfig, columns, minibatches, schedule, train
 from towpath.stages.reward_measure import answers_by_prompt
 from towpath.stages.reward_scorer import reward_row
 from towpath.store.publish import is_intact, publish
@@ -77,7 +77,7 @@ def train_member(job: Job[RewardConfig], number: int, training: list[Pair], held
         len(steps),
         size,
         lambda step, _knobs: (train_batch.take(steps[step]), {}),
-        warmup_then_linear(cfg.warmup),
+        schedule(cfg.schedule, cfg.warmup),
         max_grad_norm=cfg.max_grad_norm,
         validate=validate,
         validate_every=len(steps),
