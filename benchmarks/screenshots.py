@@ -2,7 +2,8 @@
 
 Renders docs/images/*.png from the real pages in Chromium, at fixed sizes, with made-up runs and judgements. `--only`
 (may be repeated) renders only these: monitor-light, monitor-dark, samples, compare, rate-light, phone-dark, ranking,
-statistics, pairs. `--run` renders docs/report.png from the finished run in FOLDER instead, with this version's report.
+statistics, pairs, conversation, conversation-phone, arena, arena-phone. `--run` renders docs/report.png from the
+finished run in FOLDER instead, with this version's report.
 Requires playwright and Chromium (`pip install playwright`, `apt install chromium`).
 """
 
@@ -20,9 +21,9 @@ from time import sleep, time
 from typing import Any
 
 from towpath import recipe
-from towpath.records import Comparison, Completion, Prompt
+from towpath.records import Comparison, Completion, Judgement, Message, Prompt, Role
 from towpath.run.status import run_verdicts
-from towpath.store import people, rater_stats, rating_settings, verdicts
+from towpath.store import arenas, people, rater_stats, rating_settings, verdicts
 from towpath.store.rating_settings import RatingSettings
 from towpath.store.sides import Side
 from towpath.store.store import Store
@@ -39,6 +40,8 @@ from watched_run import folder_of, policy_rows, write_run  # noqa: E402
 PASSWORD = "correct horse battery"
 ANSWERS = json.loads(Path(__file__).with_name("screenshots.json").read_text(encoding="utf-8"))
 """Prompts with their domain and answers, the worst first."""
+CONVERSATION = ANSWERS.pop()
+"""A conversation of eight turns with its system prompt; the first answer has reasoning."""
 PAIRS = [row for row in ANSWERS if len(row["answers"]) == 3]
 CODE = next(row for row in ANSWERS if len(row["answers"]) == 2)
 WRITTEN = {
@@ -185,6 +188,44 @@ def fill_ledger(store: Store) -> None:
             judge_next(store, rater, number, time() - 60 * (count - number))
 
 
+def add_conversation(store: Store) -> None:
+    """Queue a pair whose prompt has a system prompt and six earlier turns."""
+    turns: list[str] = CONVERSATION["turns"]
+    roles: list[Role] = ["user", "assistant"]
+    earlier = tuple(Message(roles[i % 2], text) for i, text in enumerate(turns[:-1]))
+    history = (Message("system", CONVERSATION["system"]), *earlier)
+    store.add_prompts([Prompt("talk", turns[-1], CONVERSATION["domain"], history=history)])
+    names = ["talk.a", "talk.b"]
+    store.add_completions(
+        Completion(name, "talk", "sft", text, (1,), (-0.1,), "stop")
+        for name, text in zip(names, CONVERSATION["answers"], strict=True)
+    )
+    store.add_comparisons([Comparison("talk", "talk", *names)])
+    store.add_tasks([Task("talk", CONVERSATION["domain"], seats=2, priority=15)])
+
+
+def add_arena(store: Store) -> int:
+    """A closed arena of conversations, judged by three people; returns its number."""
+    turns: list[str] = CONVERSATION["turns"]
+    roles: list[Role] = ["user", "assistant"]
+    earlier = tuple(Message(roles[i % 2], text) for i, text in enumerate(turns[:-1]))
+    history = (Message("system", CONVERSATION["system"]), *earlier)
+    ours, other = CONVERSATION["answers"]
+    inputs = [
+        arenas.MatchInput(Prompt(f"talk{i}", turns[-1], CONVERSATION["domain"], history=history), ours, other, "a")
+        for i in range(40)
+    ]
+    number = store.submit_write(arenas.create, "policy", "sft", 0.5, "olga", inputs).result().number
+    draw = random.Random("arena")
+    matches = store.read(arenas.list_matches, number)
+    store.add_judgements(
+        Judgement(f"{m.comparison}/{rater}", m.comparison, rater, "person", "a" if draw.random() < 0.8 else "b")
+        for m, rater in zip(matches, ["ann", "bob", "carl"] * 14, strict=False)
+    )
+    store.submit_write(arenas.close, number, "decided", "PASS").result()
+    return number
+
+
 def judge_next(store: Store, rater: str, number: int, at: float) -> None:
     """Judge a rater's next pair: by the known order of the answers with some errors, or always left for carl."""
     draw = random.Random(f"{rater}/{number}")
@@ -329,6 +370,25 @@ def picture_rating(camera: Camera, folder: Path) -> None:
         if camera.wants("phone-dark"):
             phone = {"is_mobile": True, "has_touch": True, "color_scheme": "dark", "device_scale_factor": 4 / 3}
             camera.save(visit("ann", "/rate", 390, 844, **phone), DOCS / "images" / "phone-dark.png")
+        if camera.wants("conversation", "conversation-phone"):
+            add_conversation(store)
+        if camera.wants("conversation"):
+            page = visit("bob", "/rate", height=760)
+            page.keyboard.press("e")
+            camera.save(page, DOCS / "images" / "conversation.png")
+        if camera.wants("conversation-phone"):
+            phone = {"is_mobile": True, "has_touch": True, "device_scale_factor": 4 / 3}
+            page = visit("ann", "/rate", 390, 844, **phone)
+            page.locator(".reasoning summary").click()
+            camera.save(page, DOCS / "images" / "conversation-phone.png")
+        if camera.wants("arena", "arena-phone"):
+            number = add_arena(store)
+            for name, width, height in (("arena", 1280, 1500), ("arena-phone", 390, 1600)):
+                page = visit("olga", f"/arena/{number}", width, height)
+                page.locator("#pairs details > summary").first.click()
+                page.get_by_text("6 earlier turns").first.click()
+                if camera.wants(name):
+                    camera.save(page, DOCS / "images" / f"{name}.png")
         if camera.wants("ranking"):
             ranked = ANSWERS.index(RANKED)
             members = tuple(f"s1.p{ranked}.{k}" for k in range(5))
@@ -352,7 +412,10 @@ def picture_report(camera: Camera, run: Path) -> None:
 GROUPS: dict[Callable[[Camera, Path], None], tuple[str, ...]] = {
     picture_monitor: ("monitor-light", "monitor-dark", "samples"),
     picture_compare: ("compare",),
-    picture_rating: ("rate-light", "phone-dark", "ranking", "statistics", "pairs"),
+    picture_rating: (
+        *("rate-light", "phone-dark", "ranking", "statistics", "pairs"),
+        *("conversation", "conversation-phone", "arena", "arena-phone"),
+    ),
 }
 
 

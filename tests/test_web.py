@@ -457,10 +457,3 @@ def test_markdown_is_rendered_safely():
 )
 def test_text_diff_by_word(left, right, expected):
     assert safe_html.text_diff(left, right) == expected
-
-
-def test_transcript_is_split_into_turns():
-    assert safe_html.conversation_turns("Why?") == [("Prompt", "Why?")]
-    turns = safe_html.conversation_turns("\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:")
-    assert turns == [("Person", "Hello"), ("Assistant", "Yes?"), ("Person", "Why?")]
-    assert safe_html.conversation_turns("Say: \n\nHuman: x") == [("Prompt", "Say: \n\nHuman: x")]

@@ -37,6 +37,8 @@ class PromptSamples:
     id: str
     prompt: str
     domain: str
+    history: list[dict[str, str]] = field(default_factory=list)
+    """System prompt and earlier turns."""
     steps: dict[int, Answer] = field(default_factory=dict)
     evaluated: dict[str, Answer] = field(default_factory=dict)
 
@@ -85,7 +87,9 @@ class Samples:
 
     def _prompt(self, row: dict[str, Any]) -> PromptSamples:
         name = str(row.get("prompt_id", row.get("prompt", "")))
-        new = PromptSamples(name, str(row.get("prompt", "")), str(row.get("domain") or ""))
+        history = row.get("history")
+        turns = [turn for turn in history if isinstance(turn, dict)] if isinstance(history, list) else []
+        new = PromptSamples(name, str(row.get("prompt", "")), str(row.get("domain") or ""), turns)
         return self.prompts.setdefault(name, new)
 
     def _add_sample(self, row: dict[str, Any]) -> None:

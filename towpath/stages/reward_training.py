@@ -20,7 +20,7 @@ from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import Pair
-from towpath.stages.loop import LoopConfig, columns, minibatches, train, warmup_then_linear
+from towpath.stages.loop import LoopConfig, columns, minibatches, schedule, train
 from towpath.stages.reward_measure import answers_by_prompt
 from towpath.stages.reward_scorer import reward_row
 from towpath.store.publish import is_intact, publish
@@ -28,7 +28,7 @@ from towpath.store.publish import is_intact, publish
 FROZEN_FEATURES = "frozen.npz"
 VALUE_FEATURES = "value_features.safetensors"
 MAX_PROBED = 4096
-"""Prompts from whose answers the head is initialised and labels are diagnosed: features of all would fill the memory."""
+"""Prompts whose answers initialise the head and diagnose labels: features of all could fill the memory."""
 MAX_ANSWERS = 384
 TOKENS_PER_ANSWER = 16
 """Answers, and tokens of each, from which a critic is initialised."""
@@ -79,7 +79,7 @@ def train_member(job: Job[RewardConfig], number: int, training: list[Pair], held
         len(steps),
         size,
         lambda step, _knobs: (train_batch.take(steps[step]), {}),
-        warmup_then_linear(cfg.warmup),
+        schedule(cfg.schedule, cfg.warmup),
         max_grad_norm=cfg.max_grad_norm,
         validate=validate,
         validate_every=len(steps),

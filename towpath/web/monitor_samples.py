@@ -75,6 +75,7 @@ def prompt_answers(request: Request, account: StatsViewer, run: CurrentRun, stag
         content = {
             "id": prompt.id,
             "prompt": prompt.prompt,
+            "history": prompt.history,
             "domain": prompt.domain,
             "change": prompt.change,
             "versions": versions,

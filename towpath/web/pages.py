@@ -11,9 +11,12 @@ from jinja2 import Environment, PackageLoader
 from towpath import __version__
 from towpath.data.intervals import wilson
 from towpath.feedback.agreement import Estimate, proportion
+from towpath.reasoning import split_reasoning
 from towpath.store.people import Account
 from towpath.web import safe_html
 
+EXCERPT = 70
+"""Characters of the first turn that the summary of earlier turns quotes."""
 _ENVIRONMENT = Environment(loader=PackageLoader("towpath.web"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _ENVIRONMENT.filters["markdown"] = safe_html.markdown
 
@@ -44,7 +47,15 @@ def _moment(value: float | str) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def _excerpt(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= EXCERPT else f"{line[:EXCERPT].rstrip()}…"
+
+
 _ENVIRONMENT.filters |= {
+    "excerpt": _excerpt,
+    "reasoning": split_reasoning,
     "hours": _hours,
     "moment": _moment,
     "when": _when,

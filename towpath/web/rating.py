@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from towpath.errors import DataError
+from towpath.reasoning import final_answer
 from towpath.store import acknowledgements, rater_stats, rating_settings, review, task_queue, trials, verdicts
 from towpath.store.rater_stats import RatingPage
 from towpath.store.store import Store
@@ -234,7 +235,7 @@ def differences(
         raise DataError(
             "This pair is not assigned to you", "differences are shown for the current pair", "reload the page"
         )
-    left, right, mode = rendered_diff(*store.read(task_queue.task_view, lease).answers)
+    left, right, mode = rendered_diff(*map(final_answer, store.read(task_queue.task_view, lease).answers))
     return {"left": left, "right": right, "mode": mode}
 
 
@@ -260,8 +261,12 @@ async def _page_state(store: Store, rater: str, day: float | None = None) -> dic
     """Return what a rater sees now. Short texts are rendered here, since a thread switch costs more than that."""
     page = await _result(store.submit_write(rater_stats.rating_page, rater, time(), _clamp_day(day)))
     task = page.task
-    is_long = task is not None and sum(map(len, (task.prompt, *task.answers))) > INLINE_CHARACTERS
+    is_long = task is not None and _characters(task) > INLINE_CHARACTERS
     return await run_in_threadpool(_page_json, page) if is_long else _page_json(page)
+
+
+def _characters(task: task_queue.TaskView) -> int:
+    return sum(map(len, (task.prompt, *task.answers, *(message.content for message in task.history))))
 
 
 def _page_json(page: RatingPage) -> dict[str, Any]:
@@ -280,12 +285,11 @@ def _page_json(page: RatingPage) -> dict[str, Any]:
         title, message = NO_TASK_MESSAGES[page.no_task_reason]
         html = pages.render_fragment("_no_task.html", title=title, message=message)
         return content | {"state": page.no_task_reason, "comparison": "", "html": html}
-    turns = safe_html.conversation_turns(task.prompt)
     return content | {
         "state": _task_state(page),
         "comparison": task.comparison,
         "answers": len(task.answers),
-        "html": pages.render_fragment("_task.html", task=task, turns=turns, trial=page.trial),
+        "html": pages.render_fragment("_task.html", task=task, trial=page.trial),
         "attempt": page.trial.attempt if page.trial is not None else 0,
     }
 

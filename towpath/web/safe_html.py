@@ -90,7 +90,6 @@ LANGUAGES = {
 }
 
 _WORD = re.compile(r"(\S+)(\s*)")
-_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):(?=\s|\Z)")
 
 
 def _highlight_code(code: str, language: str, _attributes: str) -> str:
@@ -137,15 +136,6 @@ def markdown(text: str) -> str:
         link_rel="noopener noreferrer nofollow",
     )
     return maths.insert_formulas(safe, env["formulas"])
-
-
-def conversation_turns(prompt: str) -> list[tuple[str, str]]:
-    """Split a conversation into (speaker, text); a prompt that is no transcript is one turn."""
-    parts = _TURN.split(prompt)
-    if len(parts) == 1 or parts[0].strip():
-        return [("Prompt", prompt)]
-    who = {"Human": "Person", "Assistant": "Assistant"}
-    return [(who[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2], strict=True) if text.strip()]
 
 
 def text_diff(left: str, right: str) -> tuple[str, str]:

@@ -79,7 +79,23 @@ function show(data) {
   startTask(same);
 }
 
+// Earlier turns stay open, or folded, from one conversation to the next.
+function showEarlier() {
+  const earlier = panel.querySelector("[data-earlier]");
+  if (!earlier) return;
+  earlier.open = stored("earlier") === "yes";
+  earlier.addEventListener("toggle", () => store("earlier", earlier.open ? "yes" : "no"));
+}
+
+function toggleEarlier() {
+  const earlier = panel.querySelector("[data-earlier]");
+  if (!earlier) return announce("This prompt has no earlier turns.");
+  earlier.open = !earlier.open;
+  earlier.scrollIntoView({ block: "nearest" });
+}
+
 function startTask(same) {
+  showEarlier();
   chosen = safer = feedback = null;
   criteria = {};
   ranking = new Ranking(current.state === "ranking" ? current.answers : 0);
@@ -283,7 +299,7 @@ function finishChoice(words) {
 }
 
 function promptExcerpt() {
-  const text = (panel.querySelector(".prompt .text")?.textContent ?? "").trim().replace(/\s+/g, " ");
+  const text = (panel.querySelector(".prompt .last-turn")?.textContent ?? "").trim().replace(/\s+/g, " ");
   return text.length > 90 ? `${text.slice(0, 90)}…` : text;
 }
 
@@ -540,7 +556,7 @@ const PAIR_KEYS = {
 const RANKING_KEYS = { "=": toggleEqual, Backspace: unrankLast };
 for (let number = 1; number <= 9; number += 1) RANKING_KEYS[number] = () => rankNext(number - 1);
 const KEYS = {
-  n: save, u: undo, s: skip, f: () => open("flag"), c: () => open("comment"), w: () => open("write"), g: () => open("guidelines"),
+  n: save, u: undo, s: skip, f: () => open("flag"), c: () => open("comment"), w: () => open("write"), g: () => open("guidelines"), e: toggleEarlier,
   m: () => open("history"), "?": () => open("keys"), "+": () => textSize.step(1), "-": () => textSize.step(-1),
 };
 const SIDES = ["left", "tie", "right"];

@@ -78,6 +78,16 @@ async function open(id) {
   now = prompt;
   marked = {};
   at("prompt").textContent = prompt.prompt;
+  at("earlier").hidden = !prompt.history.length;
+  at("earlier").querySelector("summary").textContent = `${prompt.history.length} earlier turns`;
+  at("turns").replaceChildren(
+    ...prompt.history.map((turn) => {
+      const row = html("div", { class: `turn ${turn.role}` });
+      html("p", { class: "speaker" }, row, turn.role);
+      html("p", { class: "answer-text" }, row, turn.content);
+      return row;
+    }),
+  );
   at("about").textContent = [prompt.domain, prompt.change === null ? "" : `reward ${change(prompt.change)} against the tuned model`].filter(Boolean).join(" · ");
   for (const side of SIDES) at(side).replaceChildren(...prompt.versions.map((version) => html("option", { value: version.key }, undefined, version.label)));
   const keys = prompt.versions.map((version) => version.key);
