@@ -85,6 +85,10 @@ class Family:
     peft: bool = True
     """Whether peft reads its adapters as they are; towpath.run.export refuses them otherwise."""
 
+    @property
+    def has_experts(self) -> bool:
+        return "num_experts_per_tok" in self.settings
+
 
 SUPPORTED = [
     Family("Llama", "Llama 2 and 3, SmolLM 1 and 2, TinyLlama, Yi", {}),
@@ -236,25 +240,33 @@ def check_full_gradient(family: Family, folder: str, plain: Any) -> None:
     assert not wrong, wrong
 
 
-def check_lora_gradient(family: Family, folder: str) -> None:
+def check_lora_gradient(family: Family, folder: str, lora: Lora) -> None:
     """The gradient of an adapter is the chain rule on plain autograd's gradient of the merged weights."""
-    local = open_local(family, folder, Lora(rank=4, alpha=8.0))
+    local = open_local(family, folder, lora)
     adapters = local.adapters[local.roles["policy"].trunk]
     merged = base.load(folder, torch.float32, family.attention)
     adapters.merge_into(merged, "policy")
     ours = gradients(local)
     theirs = plain_gradients(merged)
-    for path, layer in adapters.layers.items():
-        grad = theirs[f"{path}.weight"]
-        grad = grad.T if layer.is_transposed else grad
+    names = {id(p): key for key, p in adapters.parameters("policy").items()}
+    for path, layer in adapters.weights.items():
+        if "policy" not in layer.scale:
+            continue
+        grad = theirs[path if path in adapters.experts else f"{path}.weight"]
+        grad = grad.mT if layer.is_transposed else grad
         a, b = (layer.a["policy"].detach(), layer.b["policy"].detach())
-        assert not differ(ours[f"base_model.model.{path}.lora_A.weight"], 2 * b.T @ grad), path
-        assert not differ(ours[f"base_model.model.{path}.lora_B.weight"], 2 * grad @ a.T), path
+        if path in adapters.experts:
+            a_grad = 2 * (b.view(len(b), -1, layer.experts).permute(2, 1, 0) @ grad).reshape(a.shape)
+            b_grad = 2 * (grad @ a.view(layer.experts, -1, a.shape[1]).mT).permute(1, 2, 0).reshape(b.shape)
+        else:
+            a_grad, b_grad = (2 * b.T @ grad, 2 * grad @ a.T)
+        assert not differ(ours[names[id(layer.a["policy"])]], a_grad), path
+        assert not differ(ours[names[id(layer.b["policy"])]], b_grad), path
 
 
-def check_export(family: Family, folder: str, to: Path) -> None:
+def check_export(family: Family, folder: str, to: Path, lora: Lora) -> None:
     """What is exported answers in plain transformers as it did in training, merged or as an adapter of peft."""
-    local = open_local(family, folder, Lora(rank=4, alpha=8.0))
+    local = open_local(family, folder, lora)
     engine = LocalEngine(None, eos=2, pad=3)
     local.publish("policy", engine)
     expected = greedy(engine.model)

@@ -205,16 +205,16 @@ BREAKAGES = [
     # models and rollout
     Breakage(
         "adapter scale ignored",
-        M + "adapters.py",
+        M + "lora_layers.py",
         "F.linear(x, a) * self.scale[name]",
         "F.linear(x, a)",
         "tests/test_models.py -k adapter",
     ),
     Breakage(
         "adapter scale ignored in merging",
-        M + "adapters.py",
-        "weight + self.scale[name] * (self",
-        "weight + 1.0 * (self",
+        M + "lora_layers.py",
+        "change = self.scale[name] * (self",
+        "change = 1.0 * (self",
         "tests/test_models.py -k adapter",
     ),
     Breakage(

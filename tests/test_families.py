@@ -8,6 +8,7 @@ from families import REFUSED, SUPPORTED, Family
 
 from towpath.errors import ModelError
 from towpath.models import base
+from towpath.recipe import Lora
 
 ROWS: dict[str, str] = {}
 
@@ -20,8 +21,9 @@ def test_family_conforms_to_plain_transformers(family: Family, tmp_path) -> None
     families.check_logprobs(family, folder, plain)
     families.check_greedy(family, folder, plain)
     families.check_full_gradient(family, folder, plain)
-    families.check_lora_gradient(family, folder)
-    families.check_export(family, folder, tmp_path)
+    lora = Lora(rank=4, alpha=8.0, targets=["all"] if family.has_experts else ["linear"])
+    families.check_lora_gradient(family, folder, lora)
+    families.check_export(family, folder, tmp_path, lora)
     assert families.row_of(family, folder) in families.PAGE.read_text(encoding="utf-8"), "python -m tests.families"
 
 

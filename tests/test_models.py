@@ -14,9 +14,9 @@ import torch
 from towpath.data import batch as data_batch
 from towpath.data.batch import Batch, Row, pack
 from towpath.models import heads, lm
-from towpath.models.adapters import LoraLinear, Switch
 from towpath.models.cpu import layers
 from towpath.models.heads import WIDE, RidgeHead, ScalarHead
+from towpath.models.lora_layers import LoraLinear, Switch
 from towpath.runtime import process
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.local import Local, Role

@@ -183,10 +183,11 @@ def test_experts_without_lora_are_a_warning_with_their_share(folders: dict[str, 
     (finding,) = [f for f in findings if f.code == "lora"]
     model = base.load(str(folders["Qwen3Moe"]), torch.float32, "grouped")
     adapters = Adapters(model)
+    adapters.add("policy", 4, 8.0, seed=0)
     adapted = sum(layer.base.weight.numel() for layer in adapters.layers.values())
-    total = sum(p.numel() for name, p in model.named_parameters())
+    total = adapters.parameter_count
     assert finding.severity == "warning" and f"{adapted / total:.1%} of" in finding.evidence
-    summary = adapters.summary()
+    summary = adapters.summary("policy")
     assert summary["share"] == pytest.approx(adapted / total) and summary["modules"] == [
         "k_proj",
         "o_proj",

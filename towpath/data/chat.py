@@ -27,7 +27,14 @@ CHATML = (
     "'\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-BUILTIN_TEMPLATES = ("model", "chatml")
+PLAIN = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] }}"
+    "{% else %}{{ 'Assistant: ' + message['content'] + eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""For base models: words of any vocabulary, and the tokenizer's own EOS after an answer."""
+BUILTIN_TEMPLATES = ("model", "chatml", "plain")
 """Names of templates; any other value is a file."""
 PROBES = (
     "How do I boil an egg?",
@@ -384,13 +391,13 @@ def pad_token(tokenizer: Any, eos: int | None = None) -> int:
 
 def read_template(tokenizer: Any, name: str) -> str:
     """The text of the template that a recipe names."""
-    if name == "chatml":
-        return CHATML
+    if name in ("chatml", "plain"):
+        return CHATML if name == "chatml" else PLAIN
     if name != "model":
         path = Path(name)
         if not path.is_file():
             raise ModelError(
-                f"model.template = {name!r}: no such file", "model, chatml, or a Jinja file", "fix the path"
+                f"model.template = {name!r}: no such file", "model, chatml, plain, or a Jinja file", "fix the path"
             )
         try:
             return path.read_text(encoding="utf-8")
@@ -402,9 +409,8 @@ def read_template(tokenizer: Any, name: str) -> str:
     if isinstance(template, dict):
         template = template.get("default")
     if not template:
-        raise ModelError(
-            "the tokenizer has no chat template",
-            "every stage renders prompts the same way",
-            "use model.template = 'chatml'",
-        )
+        name = "chatml" if "<|im_start|>" in tokenizer.get_vocab() else "plain"
+        fix = f"set model.template = {name!r}"
+        fix += ", whose control tokens it has" if name == "chatml" else " (User: and Assistant:), or name a Jinja file"
+        raise ModelError("the tokenizer has no chat template", "every stage renders prompts the same way", fix)
     return template

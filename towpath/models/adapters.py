@@ -1,64 +1,20 @@
 """LoRA adapters: several roles on one frozen base model, one of them active at a time."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-LINEAR = (nn.Linear, Conv1D)
-"""Layers that take an adapter; Conv1D is GPT-2's linear layer, whose weight is transposed."""
+from towpath.errors import ModelError
+from towpath.models.lora_layers import LINEAR, ExpertWeight, LoraExperts, LoraLinear, Switch, stacked_weights
 
-
-class Switch:
-    """The active adapter of all layers of one base model; None for the base model alone."""
-
-    def __init__(self) -> None:
-        self.active: str | None = None
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer and its adapters: y = Wx + scale B A x."""
-
-    def __init__(self, base: Any, switch: Switch) -> None:
-        super().__init__()
-        self.base: Any = base
-        self.switch = switch
-        self.a = nn.ParameterDict()
-        self.b = nn.ParameterDict()
-        self.scale: dict[str, float] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
-        name = self.switch.active
-        if name is None or name not in self.scale:
-            return y
-        a = self.a[name].to(x.dtype)  # [R,in], b [out,R]
-        b = self.b[name].to(x.dtype)
-        return y + F.linear(F.linear(x, a) * self.scale[name], b)
-
-    def merged(self, name: str | None) -> Tensor:
-        """The weight with one adapter added, in float32."""
-        weight = self.base.weight.detach().float()
-        if name is None or name not in self.scale:
-            return weight
-        change = self.scale[name] * (self.b[name].detach() @ self.a[name].detach())
-        return weight + (change.T if self.is_transposed else change)
-
-    @property
-    def is_transposed(self) -> bool:
-        """Whether the weight is [in,out]."""
-        return isinstance(self.base, Conv1D)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Numbers of outputs and inputs."""
-        first, second = self.base.weight.shape
-        return (second, first) if self.is_transposed else (first, second)
+ATTENTION = re.compile(r"\.(?:self_)?(?:attn|attention)\.")
+"""Parts of the paths of attention's linear layers."""
 
 
 def depth(name: str) -> int:
@@ -66,69 +22,125 @@ def depth(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
+def is_target(path: str, targets: Sequence[str], is_expert: bool = False) -> bool:
+    """Whether a weight is adapted under `lora.targets`."""
+    groups = {"all", "experts"} if is_expert else {"all", "linear", "attention" if ATTENTION.search(path) else "mlp"}
+    name = path.rpartition(".")[2]
+    return any(target in groups or fnmatchcase(name, target) or fnmatchcase(path, target) for target in targets)
+
+
 class Adapters:
     """The adapters of one model: add, activate, save, merge."""
 
     def __init__(self, model: nn.Module) -> None:
         self.switch = Switch()
-        self.depth: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        self._model: Any = model
+        self.depth: int = self._model.config.get_text_config().num_hidden_layers
         self.layers: dict[str, LoraLinear] = {}
+        self.experts: dict[str, ExpertWeight] = {}
+        """Stacked weights of experts, by path; only where an adapter wants them."""
         self.parameter_count = sum(weight.numel() for weight in model.parameters())
-        heads = (model.get_output_embeddings(), getattr(model, "score", None))  # pyright: ignore[reportCallIssue]
+        heads = (self._model.get_output_embeddings(), getattr(model, "score", None))
         for name, module in list(model.named_modules()):
             if isinstance(module, LINEAR) and all(module is not head for head in heads):
-                parent, _, child = name.rpartition(".")
                 layer = LoraLinear(module, self.switch)
-                setattr(model.get_submodule(parent), child, layer)
+                _replace(model, name, layer)
                 self.layers[name] = layer
         model.requires_grad_(False)
+        self._model.lora_switch = self.switch
 
-    def summary(self) -> dict[str, Any]:
-        """The names of the adapted layers and their share of the model's parameters."""
-        names = sorted({name.rpartition(".")[2] for name in self.layers})
+    @property
+    def weights(self) -> dict[str, LoraLinear | ExpertWeight]:
+        """All that takes an adapter, by path."""
+        return self.layers | self.experts
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """The names of the weights that an adapter changes, and their share of the model's parameters."""
+        adapted = {path: weight for path, weight in self.weights.items() if name in weight.scale}
         return {
-            "modules": names,
-            "share": sum(layer.base.weight.numel() for layer in self.layers.values()) / self.parameter_count,
+            "modules": sorted({path.rpartition(".")[2] for path in adapted}),
+            "share": sum(math.prod(weight.sides) * weight.experts for weight in adapted.values())
+            / self.parameter_count,
         }
 
-    def add(self, name: str, rank: int, alpha: float, seed: int, last_n_layers: int = 0) -> None:
-        """Add an adapter on the last `last_n_layers` layers or on all; B is zero, so the output does not change yet."""
+    def add(
+        self,
+        name: str,
+        rank: int,
+        alpha: float,
+        seed: int,
+        last_n_layers: int = 0,
+        targets: Sequence[str] = ("linear",),
+        dropout: float = 0.0,
+    ) -> None:
+        """Add an adapter on the last `last_n_layers` layers or on all; it does not change the output yet."""
+        if any(target in ("all", "experts") for target in targets):
+            self._wrap_experts()
         draw = torch.Generator().manual_seed(seed)
-        for path, layer in self.layers.items():
-            if depth(path) < self.depth - (last_n_layers or self.depth):
-                continue
-            out_features, in_features = layer.sides
-            bound = 1 / math.sqrt(in_features)
-            a = torch.empty(rank, in_features).uniform_(-bound, bound, generator=draw)
-            device = layer.base.weight.device
-            layer.a[name] = nn.Parameter(a.to(device))
-            layer.b[name] = nn.Parameter(torch.zeros(out_features, rank, device=device))
-            layer.scale[name] = alpha / rank
+        first = self.depth - (last_n_layers or self.depth)
+        chosen = [
+            weight
+            for path, weight in self.weights.items()
+            if depth(path) >= first and is_target(path, targets, path in self.experts)
+        ]
+        if not chosen:
+            names = sorted({path.rpartition(".")[2] for path in self.weights})
+            rule = (
+                "lora.targets names groups (linear, attention, mlp, experts, all), layers, or patterns of their paths"
+            )
+            raise ModelError(f"lora.targets = {list(targets)}: no such layer", rule, f"layers are {', '.join(names)}")
+        for weight in chosen:
+            weight.make(name, rank, alpha, draw, dropout)
+        if self._is_partial(name, first):
+            self.switch.partial.add(name)
+
+    def _is_partial(self, name: str, first: int) -> bool:
+        """Whether an adapter leaves out linear layers of the decoder layers that it changes."""
+        return any(name not in layer.scale for path, layer in self.layers.items() if depth(path) >= first)
+
+    def _wrap_experts(self) -> None:
+        """Give the stacked weights of experts places for adapters."""
+        for path, module in list(self._model.named_modules()):
+            names = stacked_weights(module)
+            if names and not self.experts.keys() & {f"{path}.{name}" for name in names}:
+                wrapper = LoraExperts(module, names, self.switch)
+                _replace(self._model, path, wrapper)
+                weights: Any = wrapper.weights
+                self.experts |= {f"{path}.{name}": weights[name] for name in names}
 
     def common_depth(self) -> int:
         """The number of lowest layers that no adapter changes: all roles share their outputs."""
-        touched = [depth(name) for name, layer in self.layers.items() if layer.scale]
+        touched = [depth(path) for path, weight in self.weights.items() if weight.scale]
         return min(touched, default=0)
 
     @contextmanager
-    def acting(self, name: str | None) -> Iterator[None]:
-        """Activate an adapter within the block."""
-        before = self.switch.active
+    def acting(self, name: str | None, dropping: bool = False) -> Iterator[None]:
+        """Activate an adapter within the block, with its dropout or without."""
+        before = self.switch.active, self.switch.dropping
         self.switch.active = name
+        self.switch.dropping = dropping and any(layer.dropout.get(name or "") for layer in self.layers.values())
         try:
             yield
         finally:
-            self.switch.active = before
+            self.switch.active, self.switch.dropping = before
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's weights under the names peft gives them."""
         parameters: dict[str, nn.Parameter] = {}
-        for path, layer in self.layers.items():
-            if name not in layer.scale:
-                continue
-            parameters[f"base_model.model.{path}.lora_A.weight"] = layer.a[name]
-            parameters[f"base_model.model.{path}.lora_B.weight"] = layer.b[name]
+        for path, weight in self.weights.items():
+            if name in weight.scale:
+                stem = self._peft_name(path, name) if path in self.experts else path
+                parameters[f"base_model.model.{stem}.lora_A.weight"] = weight.a[name]
+                parameters[f"base_model.model.{stem}.lora_B.weight"] = weight.b[name]
         return parameters
+
+    def _peft_name(self, path: str, name: str) -> str:
+        """Where peft keeps an adapter of a stacked weight: it wraps the experts once for each weight, the last one
+        outside."""
+        module = path.rpartition(".")[0]
+        adapted = [other for other, weight in self.experts.items() if name in weight.scale]
+        siblings = [other for other in adapted if other.rpartition(".")[0] == module]
+        return module + ".base_layer" * (len(siblings) - 1 - siblings.index(path))
 
     def load(self, name: str, state: dict[str, Tensor]) -> None:
         """Fill an adapter from a saved state."""
@@ -141,3 +153,10 @@ class Adapters:
         with torch.no_grad():
             for path, layer in self.layers.items():
                 target.get_submodule(path).weight.copy_(layer.merged(name))  # pyright: ignore[reportCallIssue, reportArgumentType]
+            for path, weight in self.experts.items():
+                target.get_parameter(path).copy_(weight.merged(name))
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from towpath.data.chat import PROBES, Chat, pad_token
 from towpath.errors import ModelError
-from towpath.models import check_model, files, shape
+from towpath.models import check_model, files, quantized, shape
 from towpath.models.attention import register
 from towpath.models.convert import naming_files
 from towpath.models.locate import find
@@ -21,7 +21,14 @@ __all__ = ["find", "load", "load_tokenizer", "move_to", "read_weights", "save_to
 CPU = torch.device("cpu")
 
 
-def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device = CPU, pad: int | None = None) -> Any:
+def load(
+    folder: str,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device = CPU,
+    pad: int | None = None,
+    quantize: bool = False,
+) -> Any:
     """The causal language model, in evaluation mode, with a pad token that is not EOS; or a sequence-classification
     model of a decoder family, whose body and score head are trained like a language model's."""
     register()
@@ -31,9 +38,13 @@ def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device =
     with _naming_classifiers(is_classifier):
         shape.require(folder, attention)
     pad = pad_token(load_tokenizer(folder)) if pad is None else pad
-    settings = {"attn_implementation": attention, "pad_token_id": pad}
+    settings: dict[str, Any] = {"attn_implementation": attention, "pad_token_id": pad}
+    if quantize:
+        quantized.require(device)
+        settings |= quantized.settings(dtype, device)
     kind = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-    model = move_to(read_weights(folder, kind, dtype, settings).eval(), device)
+    model = read_weights(folder, kind, dtype, settings).eval()
+    model = model if quantize else move_to(model, device)
     if is_classifier:
         _require_one_label(model, folder)
     else:

@@ -31,11 +31,12 @@ def write_adapter(adapters: Adapters, name: str, lora: Lora, model: str, folder:
         "base_model_name_or_path": model,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": lora.dropout,
         "bias": "none",
         "fan_in_fan_out": any(layer.is_transposed for layer in adapters.layers.values()),
         "inference_mode": True,
         "target_modules": _target_modules(adapters, name),
+        "target_parameters": [path for path, weight in adapters.experts.items() if name in weight.scale] or None,
     }
     tensors = {key: p.detach().cpu().contiguous() for key, p in adapters.parameters(name).items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from towpath.data.batch import PackedRows, Row, pack
 from towpath.models.cpu import kernels, layers
@@ -87,6 +88,18 @@ def layers_of(model: Any) -> nn.ModuleList:
     count = model.config.get_text_config().num_hidden_layers
     lists = [child for child in model.base_model.children() if isinstance(child, nn.ModuleList)]
     return next(child for child in lists if len(child) == count)
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Compute the layers again in the backward pass, in gradient passes of any kind."""
+    model.checkpoints_layers = True
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:  # before transformers 5.24
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.base_model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # which it asks for; its parts stay in evaluation mode, without dropout
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import copy
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from towpath.errors import ModelError
 from towpath.models import check_model, files
-from towpath.models.adapters import LINEAR
+from towpath.models.adapters import is_target
 from towpath.models.attention import register
 from towpath.models.coverage import Coverage
+from towpath.models.lora_layers import LINEAR
 from towpath.models.packed_batch import window_of
 
 MOST = 150_000_000
@@ -125,21 +126,29 @@ def _unusable(folder: str, error: Exception) -> ModelError:
     )
 
 
-def coverage(model: Any) -> Coverage:
+def coverage(model: Any, targets: Sequence[str] = ("linear",)) -> Coverage:
     """What LoRA adapts of a model as transformers builds it."""
     head = model.get_output_embeddings()
     total = sum(weight.numel() for weight in model.parameters())
     linear = {
-        name: module for name, module in model.named_modules() if isinstance(module, LINEAR) and module is not head
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR) and module is not head and is_target(name, targets)
     }
     names = Counter(name.rpartition(".")[2] for name in linear)
+    adapted: Counter[str] = Counter()
     stacked: Counter[str] = Counter()
+    expert_sides = 0
     for name, weight in model.named_parameters():
-        if weight.ndim > 2:
+        if weight.ndim == 3 and is_target(name, targets, is_expert=True):
+            adapted[name.rpartition(".")[2]] += weight.numel()
+            expert_sides += len(weight) * sum(weight.shape[1:])
+        elif weight.ndim > 2:
             stacked[".".join(part for part in name.split(".")[-2:] if not part.isdigit())] += weight.numel()
     experts = {name: count / total for name, count in stacked.items() if count > total / 100}
-    weights = sum(module.weight.numel() for module in linear.values())
-    sides = sum(sum(module.weight.shape) for module in linear.values())
+    names |= Counter(dict.fromkeys(adapted, 1))
+    weights = sum(module.weight.numel() for module in linear.values()) + adapted.total()
+    sides = sum(sum(module.weight.shape) for module in linear.values()) + expert_sides
     return Coverage(dict(names), weights / total, sides, experts, total)
 
 

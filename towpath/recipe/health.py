@@ -70,3 +70,7 @@ class Track(Section):
         False, "log to MLflow", why="needs towpath[track]; to MLFLOW_TRACKING_URI, or a file in the stage's folder"
     )
     trackio: bool = value(False, "log to Trackio", why="needs towpath[track]")
+    project: str = value(
+        "", "project of Weights & Biases and Trackio, experiment of MLflow; empty for the recipe's name"
+    )
+    entity: str = value("", "team or user of Weights & Biases; empty for the default of the account")

@@ -5,6 +5,7 @@ from typing import Literal
 from towpath.recipe.reader import Section, value
 
 Method = Literal["lora", "full"]
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 class Lora(Section):
@@ -14,6 +15,21 @@ class Lora(Section):
     alpha: float = value(32.0, "scale of the update is alpha / rank", "rank - 16 rank", gt=0)
     last_n_layers: int = value(
         0, "adapt only the last n layers; 0 for all", "a third to all", "no gradient flows below the first one", ge=0
+    )
+    targets: list[str] = value(
+        ["linear"],
+        "what is adapted: linear (all linear layers but the head), attention, mlp, experts (of a mixture), all; or "
+        "names of layers and patterns of their paths, such as q_proj or *.layers.1?.*",
+        "linear",
+        "all linear layers learn more than attention alone at an equal number of weights",
+    )
+    dropout: float = value(
+        0.0,
+        "share of an adapter's inputs that is dropped in training; for sft, reward and algorithms on comparisons",
+        "0-0.1",
+        "against overfitting of small data; in RL it would change the probability ratio",
+        ge=0,
+        lt=1,
     )
 
 
@@ -46,7 +62,21 @@ class Model(Section):
     attention: Literal["grouped", "sdpa", "eager"] = value(
         "grouped", "attention kernel", why="grouped matrix products are faster on CPUs at short lengths"
     )
-    template: str = value("model", "chat template: model (its own), chatml, or a path to a Jinja file")
+    template: str = value(
+        "model",
+        "chat template: model (its own), chatml, plain (User: and Assistant:, for base models), or a path to a Jinja "
+        "file",
+    )
+    quantize: Literal["none", "4bit"] = value(
+        "none",
+        "4bit: frozen weights in four bits, for LoRA on a CUDA GPU; needs towpath[quantize]",
+        why="a quarter of the memory of bfloat16 weights",
+    )
+    gradient_checkpointing: bool = value(
+        False,
+        "compute the layers again in the backward pass, to hold one layer's activations at a time",
+        why="for long rows; a training step takes about a third longer, and the gradient is the same",
+    )
     compile: Compile = value(Compile(), "torch.compile; no effect on CPUs for models of Llama's family")
     tokens_per_pass: int = value(
         1024, "tokens in one forward pass; changes memory use, never the gradient", "512-8192", ge=16

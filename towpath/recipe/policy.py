@@ -3,7 +3,7 @@
 from typing import Any
 
 from towpath.recipe.algorithms import Dpo, Grpo, Ipo, Kto, Orpo, Ppo, Reinforce, Rloo
-from towpath.recipe.model import Lora, Method
+from towpath.recipe.model import Lora, Method, Schedule
 from towpath.recipe.reader import Section, value
 from towpath.recipe.rewards import Rewards
 
@@ -52,11 +52,12 @@ class Policy(Section):
     )
     learning_rate: float = value(
         2e-5,
-        "peak learning rate, decayed to zero",
+        "peak learning rate",
         "1e-6-5e-6 full, 5e-6-1e-4 with LoRA",
         "10-40x below SFT: the policy generates its own data, and errors compound",
         gt=0,
     )
+    schedule: Schedule = value("linear", "decay of the learning rate: linear or cosine to zero, or constant")
     max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", gt=0)
     temperature: float = value(1.0, "sampling temperature of rollouts; divides the logits everywhere", "0.7-1", gt=0)
     max_new_tokens: int = value(80, "longest answer in tokens", ge=1)

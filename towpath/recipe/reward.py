@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from towpath.recipe.model import Lora, Method
+from towpath.recipe.model import Lora, Method, Schedule
 from towpath.recipe.reader import Section, value
 
 
@@ -51,6 +51,7 @@ class Reward(Section):
     epochs: float = value(1.0, "passes over the comparisons", "1-3", "more overfits", gt=0)
     batch: int = value(16, "comparisons in one optimizer step", "8-64", ge=1)
     warmup: float = value(0.1, "share of steps with a rising learning rate", "0.03-0.1", ge=0, lt=1)
+    schedule: Schedule = value("linear", "decay of the learning rate: linear or cosine to zero, or constant")
     max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", gt=0)
     weight_decay: float = value(0.0, "decoupled weight decay", "0-0.1", ge=0)
     validation: float = value(0.25, "share of prompts whose comparisons are held out", "0.1-0.3", gt=0, lt=0.6)

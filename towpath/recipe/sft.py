@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from towpath.recipe.model import Lora
+from towpath.recipe.model import Lora, Schedule
 from towpath.recipe.reader import Section, value
 
 Positive = Annotated[float, Field(gt=0)]
@@ -35,6 +35,7 @@ class Sft(Section):
     reasoning: Literal["train", "mask"] = value(
         "train", "reasoning text of answers (<think>…</think>): train on it, or leave it out of the loss"
     )
+    schedule: Schedule = value("linear", "decay of the learning rate: linear or cosine to zero, or constant")
     packing: bool = value(True, "pack several short sequences into one row, separated by the attention mask")
     max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", gt=0)
     weight_decay: float = value(0.0, "decoupled weight decay", "0-0.1", ge=0)

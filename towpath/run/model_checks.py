@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from towpath.algos import data_of
 from towpath.data.chat import Chat
 from towpath.data.checks import first_names
 from towpath.data.corpus import Corpus
@@ -15,7 +16,7 @@ from towpath.data.template_renderer import TemplateRaised
 from towpath.data.token_lengths import UNRENDERABLE, prompt_tokens
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
-from towpath.recipe import Recipe, Sft
+from towpath.recipe import Policy, Recipe, Reward, Sft
 from towpath.records import Demonstration, Finding, Prompt, Severity
 from towpath.rewards import sources
 from towpath.run.sizes import Size, model_size
@@ -35,18 +36,49 @@ def check_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
         files.require(folder)
         size = model_size(folder)
         measured = shape.require(str(folder), recipe.model.attention)
-        coverage = shape.coverage(shape.described(str(folder), recipe.model.attention))
+        stages = [(name, stage) for name, stage in _stages(recipe) if stage.method == "lora"]
+        targets = dict.fromkeys(tuple(stage.lora.targets) for _, stage in stages)
+        described = shape.described(str(folder), recipe.model.attention)
+        coverages = {chosen: shape.coverage(described, chosen) for chosen in targets}
     except ModelError as error:
         return Size(), [Finding("model", "error", error.value, error.rule, error.fix)]
     findings = []
     if not measured:
         evidence = "no small copy of this model could be measured: it is measured when it is loaded"
         findings.append(Finding("model", "info", evidence))
-    stages = (("sft", recipe.sft), ("reward", recipe.reward), ("policy", recipe.policy))
-    lora_stages = [name for name, stage in stages if stage.method == "lora"]
-    if lora_stages:
-        findings.append(_lora(coverage, lora_stages))
-    return replace(size, lora_sides=coverage.sides), findings
+    for chosen, coverage in coverages.items():
+        findings.append(_lora(coverage, [name for name, stage in stages if tuple(stage.lora.targets) == chosen]))
+    sides = [coverage.sides for coverage in coverages.values()]
+    return replace(size, lora_sides=max(sides, default=None)), [*findings, *check_settings(recipe)]
+
+
+def _stages(recipe: Recipe) -> tuple[tuple[str, Sft | Reward | Policy], ...]:
+    return ("sft", recipe.sft), ("reward", recipe.reward), ("policy", recipe.policy)
+
+
+def check_settings(recipe: Recipe) -> list[Finding]:
+    """Settings of the model that do not go together."""
+    findings = []
+    policy = recipe.policy
+    if policy.method == "lora" and policy.lora.dropout and data_of(policy.algo) == "rollouts":
+        evidence = f"policy.lora.dropout = {policy.lora.dropout:g} with policy.algo = {policy.algo!r}"
+        cause = "dropout changes the probability ratio that the update is weighted by"
+        findings.append(Finding("lora", "error", evidence, cause, "set policy.lora.dropout to 0"))
+    if recipe.model.quantize == "none":
+        return findings
+    full = [name for name, stage in _stages(recipe) if stage.method == "full"]
+    if full:
+        evidence = f"model.quantize = {recipe.model.quantize!r} with {full[0]}.method = 'full'"
+        fix = f"set {full[0]}.method = 'lora', or remove model.quantize"
+        findings.append(Finding("model", "error", evidence, "weights in four bits are frozen", fix))
+    from towpath.models import quantized
+    from towpath.runtime.process import device_named
+
+    try:
+        quantized.require(device_named(recipe.model.device))
+    except ModelError as error:
+        findings.append(Finding("model", "error", error.value, error.rule, error.fix))
+    return findings
 
 
 def check_classifiers(recipe: Recipe, run: Path) -> list[Finding]:
@@ -85,21 +117,26 @@ def check_experts(recipe: Recipe, folder: Path) -> list[Finding]:
 
     if recipe.policy.method != "lora":
         return []
-    finding = _lora(shape.coverage(shape.described(str(folder), recipe.model.attention)), ["policy"])
+    described = shape.described(str(folder), recipe.model.attention)
+    finding = _lora(shape.coverage(described, recipe.policy.lora.targets), ["policy"])
     return [finding] if finding.severity == "warning" else []
 
 
 def _lora(coverage: Coverage, stages: Sequence[str]) -> Finding:
     """Which weights LoRA adapts, and the experts that it does not."""
+    if not coverage.adapted:
+        evidence = f"lora.targets of {', '.join(stages)} name no layer of this model"
+        fix = "name linear, attention, mlp, experts or all, or layers as docs/models.md lists them"
+        return Finding("lora", "error", evidence, "an adapter changes some layers", fix)
     evidence = (
         f"LoRA ({', '.join(stages)}) adapts {', '.join(coverage.adapted)}: {coverage.share:.1%} of "
         f"{coverage.parameters / 1e6:,.1f} M parameters"
     )
     if not coverage.experts:
-        return Finding("lora", "info", evidence, "every linear layer but the head", "")
+        return Finding("lora", "info", evidence, "as lora.targets says", "")
     experts = ", ".join(f"{name} ({share:.0%})" for name, share in coverage.experts.items())
-    cause = "experts are stacked tensors in transformers, not linear layers; LoRA does not adapt them"
-    fix = "set method = 'full' where it fits, or train a dense model"
+    cause = "experts are stacked tensors in transformers, not linear layers; lora.targets does not name them"
+    fix = "add 'experts' to lora.targets; it costs memory of the size of the experts' weights in every pass"
     return Finding("lora", "warning", f"{evidence}; not {experts}", cause, fix)
 
 

@@ -29,6 +29,8 @@ CLOSE_SECONDS = 30.0
 SERVICES = ("wandb", "mlflow", "trackio")
 FIX = "pip install towpath[track]"
 METRICS = "metrics.jsonl"
+SECRET: Any = {"store": True, "judge": {"api_key"}, "evaluate": {"judge": {"api_key"}}}
+"""What of a recipe no service is told."""
 
 
 class Tracker(Protocol):
@@ -158,13 +160,14 @@ class RunNames:
     """Names for a service: a project for the recipe, a group for the run, a name and a stable id for the stage."""
 
     def __init__(self, recipe: Recipe, run: Path, stage: str, folder: Path) -> None:
-        self.project = recipe.name
+        self.project = recipe.track.project or recipe.name
+        self.entity = recipe.track.entity or None
         self.group = run.name
         self.stage = stage
         self.folder = folder
         self.name = f"{run.name} {stage}"
         self.id = re.sub(r"[^A-Za-z0-9_-]", "-", f"{run.name}-{stage}-{folder.name}")
-        self.config = recipe.model_dump(mode="json", exclude={"store": True, "judge": {"api_key"}})
+        self.config = recipe.model_dump(mode="json", exclude=SECRET)
 
 
 class _TensorBoard:
@@ -189,6 +192,7 @@ class _Wandb:
         wandb: Any = import_module("wandb")
         self._run = wandb.init(
             project=names.project,
+            entity=names.entity,
             group=names.group,
             name=names.name,
             id=names.id,

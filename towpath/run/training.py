@@ -91,7 +91,7 @@ class Trained:
 def train(
     algo: str,
     *,
-    model: str | Path,
+    model: str | Path | Mapping[str, Any],
     prompts: Iterable[Any] = (),
     reward: arguments.Rewards | None = None,
     pairs: Iterable[Any] = (),
@@ -103,6 +103,8 @@ def train(
     template: str = "model",
     engine: str | Mapping[str, Any] | None = None,
     health: Mapping[str, Any] | None = None,
+    track: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
     **settings: Any,
 ) -> Trained:
     """Optimise a model for a reward on its own answers, or on pairs of answers.
@@ -115,9 +117,13 @@ def train(
     `{"source": ..., "weight": 0.5}` sets a weight.
     DPO, IPO, KTO and ORPO take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; they do not
     use `kl` and `steps`. Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`,
-    `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `engine` and `health` hold keys of
-    `[engine]` and `[health]`. SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75). The same call in
-    the same folder resumes; a call with another reward, or changed code, starts again.
+    `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `model` is a source, or a mapping with
+    keys of `[model]`; `engine`, `health` and `track` hold keys of `[engine]`, `[health]` and `[track]`. `callbacks` are
+    objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`, `on_validation(step, metrics)`
+    and `on_train_end(result)`; one that returns True from the middle two stops the training, and the best weights are
+    kept.
+    SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75). The same call in the same folder resumes; a
+    call with another reward, or changed code, starts again.
     """
     rows = prompts
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping):
@@ -139,9 +145,11 @@ def train(
         defaults["rewards.sources"] = arguments.rewards(reward, names)
     tables: dict[str, Any] = {
         "seed": seed,
-        "model": {"source": model, "dtype": dtype, "template": template},
+        "model": {"dtype": dtype, "template": template}
+        | (dict(model) if isinstance(model, Mapping) else {"source": model}),
         "engine": {"type": engine} if isinstance(engine, str) else dict(engine or {}),
         "health": dict(health or {}),
+        "track": dict(track or {}),
     }
     tables = {key: arguments.setting(key, item) for key, item in tables.items()}
     recipe = _recipe(algo, tables, defaults | settings, len(distinct), names)
@@ -152,7 +160,7 @@ def train(
         columns=by_id,
         conversational=arguments.is_conversational(rows) if isinstance(rows, list) else False,
     )
-    job = _job(recipe, Path(folder), corpus, valid_pairs)
+    job = replace(_job(recipe, Path(folder), corpus, valid_pairs), callbacks=tuple(callbacks))
     with interrupt.handle_signals(), lock_folder(job.folder):
         if not (job.folder / manifest.NAME).is_file():
             _require_context(job, valid_pairs)
@@ -168,9 +176,13 @@ def _run(job: Job[PolicyConfig], recipe: Recipe, repeated: int) -> None:
     job.findings += model_checks.check_experts(recipe, Path(base.find(job.config.model.source, job.run)))
     if job.findings:
         print_status(preflight.lines(job.findings))
+    for callback in job.callbacks:
+        getattr(callback, "on_train_begin", lambda _steps: None)(job.config.policy.steps)
     with trackers.follow(recipe, job.run, job.name, job.folder):
         result = policy.run(job)
     manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
+    for callback in job.callbacks:
+        getattr(callback, "on_train_end", lambda _result: None)(result)
 
 
 def _check(recipe: Recipe, repeated: int) -> list[Finding]:
@@ -252,7 +264,7 @@ def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pa
     model_folder = Path(base.find(recipe.model.source, run)).resolve()
     prompts = [p.text for p in corpus.prompts]
     texts = [(transcript(prompt), better, worse) for prompt, better, worse in pairs]
-    call = [FORMAT, recipe.model_dump(mode="json"), prompts, texts, str(model_folder)]
+    call = [FORMAT, recipe.model_dump(mode="json", exclude={"track"}), prompts, texts, str(model_folder)]
     run.mkdir(parents=True, exist_ok=True)
     call += [content.fetch(recipe.model.source, run), content.template(recipe.model.template)]
     call += [corpus.columns] if corpus.columns else []

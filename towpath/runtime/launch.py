@@ -21,6 +21,8 @@ def launch(model: Model, pad: int, packing: bool = True, training: bool = True) 
         device,
         model.attention,
         model.compile if training else Compile(),
+        model.quantize == "4bit" and training,
+        model.gradient_checkpointing and training,
     )
 
 

@@ -6,6 +6,7 @@ B rows, T answer tokens, N answer tokens of all rows, S tokens of a row, D width
 import copy
 import math
 import weakref
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from towpath.algos.contract import Metrics, Outputs, add
 from towpath.data.batch import Batch
 from towpath.data.chat import Chat
+from towpath.data.draws import generator
 from towpath.errors import ResourceError
 from towpath.models import base, export, heads, lm
 from towpath.models.adapters import Adapters
@@ -68,6 +70,8 @@ class Local:
         device: torch.device | None = None,
         attention: str = "grouped",
         compile: Compile | None = None,
+        quantize: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.trunks: dict[str, Any] = {}
         self.adapters: dict[str, Adapters] = {}
@@ -81,6 +85,8 @@ class Local:
         self._device = device or torch.device("cpu")
         self._attention = attention
         self._compile = compile or Compile()
+        self._quantize = quantize
+        self._gradient_checkpointing = gradient_checkpointing
         self._specs: dict[str, RoleSpec] = {}
         self._pads: dict[str, int] = {}
         """Padding tokens of models with a tokenizer of their own, by trunk."""
@@ -91,6 +97,7 @@ class Local:
         self._initial_fits: dict[str, RidgeHead] = {}
         self._nonfinite: list[str] = []
         self._version = 0
+        self._dropping = False
 
     # Roles
 
@@ -130,14 +137,16 @@ class Local:
         trunk = name if whole else f"{spec.model} {spec.dtype}"
         if trunk not in self.trunks:
             exact = whole or spec.dtype == "float32"
-            self.add_trunk(trunk, self._load(spec, torch.float32 if exact else self.dtype), lora=False)
+            self.add_trunk(trunk, self._load(spec, torch.float32 if exact else self.dtype, self._quantize), lora=False)
+            if self._gradient_checkpointing:
+                lm.checkpoint_layers(self.trunks[trunk])
             if spec.pad is not None:
                 self._pads[trunk] = spec.pad
             self._compile_layers(self.trunks[trunk])
         if spec.lora and trunk not in self.adapters:
             self.adapters[trunk] = Adapters(self.trunks[trunk])
         if spec.lora:
-            self.adapters[trunk].add(name, spec.lora.rank, spec.lora.alpha, spec.seed, spec.lora.last_n_layers)
+            _add_adapter(self.adapters[trunk], name, spec)
         tensors = load_file(spec.init) if spec.init else {}
         if spec.lora and tensors:
             self.adapters[trunk].load(name, tensors)
@@ -152,7 +161,7 @@ class Local:
             return Role(name, None, head, _trained_parts(replace(spec, lora=None)))
         assert spec.lora is not None
         adapters = self.adapters[basis.trunk]
-        adapters.add(name, spec.lora.rank, spec.lora.alpha, spec.seed, spec.lora.last_n_layers)
+        _add_adapter(adapters, name, spec)
         if basis.adapter:
             adapters.load(name, {key: p.detach() for key, p in adapters.parameters(basis.adapter).items()})
         return Role(basis.trunk, name, head, _trained_parts(spec))
@@ -166,9 +175,9 @@ class Local:
             heads.copy_score_head(self.trunks[trunk], head)
         return head.requires_grad_(spec.learning_rate is not None)
 
-    def _load(self, spec: RoleSpec, dtype: torch.dtype) -> Any:
+    def _load(self, spec: RoleSpec, dtype: torch.dtype, quantize: bool = False) -> Any:
         pad = self.pad if spec.pad is None else spec.pad
-        return base.load(spec.model, dtype, self._attention, self._device, pad)
+        return base.load(spec.model, dtype, self._attention, self._device, pad, quantize)
 
     def _compile_layers(self, model: Any) -> None:
         if self._compile.on:
@@ -303,18 +312,39 @@ class Local:
         count: Callable[[int], None],
     ) -> Metrics:
         metrics: Metrics = {}
-        for part in batch.micro_batches(self.tokens_per_pass):
+        for number, part in enumerate(batch.micro_batches(self.tokens_per_pass)):
             if self.optimizer is not None:
                 self.optimizer.accumulate()
             on_device = self._on_device(part)
             for name, wants in needs.items():
-                total, more = loss(self._forward(name, part, wants, temperature), on_device)
-                if self.roles[name].closed_form_head is None:
-                    # `weight` counts the whole minibatch: the sum over passes is its mean, however it is split
-                    (total / weight).backward()
+                # the adapter stays active for the backward pass, which may compute layers again
+                with self._dropout(name, part, number), self._acting(self.roles[name]):
+                    total, more = loss(self._forward(name, part, wants, temperature), on_device)
+                    if self.roles[name].closed_form_head is None:
+                        # `weight` counts the whole minibatch: the sum over passes is its mean, however it is split
+                        (total / weight).backward()
                 add(metrics, more)
             count(len(part))
         return metrics
+
+    @contextmanager
+    def _dropout(self, name: str, part: Batch, number: int) -> Iterator[None]:
+        """Within the block the role's adapter has its dropout. The draws are a function of seed, optimizer step and
+        pass, so that a resumed training repeats them."""
+        spec = self._specs.get(name)
+        if spec is None or spec.lora is None or not spec.lora.dropout:
+            yield
+            return
+        steps = max((int(state["step"]) for state in self.optimizer.state.values()), default=0) if self.optimizer else 0
+        rows = zlib.crc32(b"".join(row.ids.tobytes() for row in part.rows))
+        seed = int(generator(spec.seed, "dropout", name, steps, number, rows).integers(2**62))
+        with torch.random.fork_rng([self.device] if self.device.type != "cpu" else []):
+            torch.manual_seed(seed)
+            self._dropping = True
+            try:
+                yield
+            finally:
+                self._dropping = False
 
     def _forward(self, name: str, batch: Batch, wants: tuple[str, ...], temperature: float = 1.0) -> Outputs:
         """Outputs of a role on the rows of one pass, with gradient if it trains and gradients are on."""
@@ -323,13 +353,13 @@ class Local:
         mask_BT = torch.from_numpy(batch.mask_BT).to(self.device)
         if role.closed_form_head is not None and "value" in batch.columns:
             return Outputs(mask_BT, value_BT=batch.columns["value"].to(self.device))  # fixed until the next `fit`
-        packed = lm.pack_rows(model, batch.rows, self._pads.get(role.trunk, self.pad), self.pack_width)
-        lines = passes.packed_batch(packed, self.device)
-        # the hidden state before a token predicts it; the one at the last token has seen the whole answer
-        before_N, last_B = passes.read_positions(packed, batch, wants)
-        read_N = torch.from_numpy(np.concatenate([before_N, last_B])).to(self.device)
         prefix = batch.handles.get("prefix")
         with self._acting(role):
+            packed = lm.pack_rows(model, batch.rows, self._pads.get(role.trunk, self.pad), self.pack_width)
+            lines = passes.packed_batch(packed, self.device)
+            # the hidden state before a token predicts it; the one at the last token has seen the whole answer
+            before_N, last_B = passes.read_positions(packed, batch, wants)
+            read_N = torch.from_numpy(np.concatenate([before_N, last_B])).to(self.device)
             if prefix is not None and role.trunk in self.adapters:
                 # layers below all adapters are the same for every role and every epoch: start above them
                 states_BSD = self._stored[id(prefix)][torch.as_tensor(batch.columns["cached_row"]).to(self.device)]
@@ -377,7 +407,9 @@ class Local:
         return out
 
     def _acting(self, role: Role) -> Any:
-        return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
+        if role.trunk not in self.adapters:
+            return nullcontext()
+        return self.adapters[role.trunk].acting(role.adapter, self._dropping)
 
     def _on_device(self, batch: Batch) -> Batch:
         return replace(batch, columns={name: torch.as_tensor(c).to(self.device) for name, c in batch.columns.items()})
@@ -617,7 +649,7 @@ class Local:
 
     def describe(self, role: str) -> dict[str, Any]:
         """Which modules an adapter changes, and their share of all parameters."""
-        return self.adapters[self.roles[role].trunk].summary()
+        return self.adapters[self.roles[role].trunk].summary(role)
 
     def environment(self) -> dict[str, str]:
         """Arithmetic and kernels, for the record of a run."""
@@ -631,6 +663,12 @@ class Local:
     def agree(self, value: float) -> float:
         """The number itself: there is one process."""
         return value
+
+
+def _add_adapter(adapters: Adapters, name: str, spec: RoleSpec) -> None:
+    lora = spec.lora
+    assert lora is not None
+    adapters.add(name, lora.rank, lora.alpha, spec.seed, lora.last_n_layers, lora.targets, lora.dropout)
 
 
 def _trained_parts(spec: RoleSpec) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ class Job(Generic[C]):
     round: int = 1
     checkpoint_seconds: float = field(default_factory=lambda: float(os.environ.get("TOWPATH_CHECKPOINT_SECONDS", "20")))
     findings: list[Finding] = field(default_factory=list)
+    callbacks: Sequence[Any] = ()
+    """Objects whose methods `on_step` and `on_validation` the training loop calls with step and metrics."""
     launcher: Callable[..., Runtime] = launch
     """Makes the runtime: `towpath.runtime.launch.launch`, or another with its parameters."""
 

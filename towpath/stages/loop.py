@@ -22,6 +22,7 @@ from towpath.data.draws import permutation
 from towpath.errors import TrainingError
 from towpath.health.monitor import Action, HealthMonitor, stage_facts
 from towpath.progress import progress
+from towpath.recipe.model import Schedule
 from towpath.recipe.stage_configs import TrainingConfig
 from towpath.records import Finding
 from towpath.rollout.statistics import critic_metrics
@@ -95,7 +96,9 @@ def train(config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], title:
     if best is None and config.validate:
         best = runtime.snapshot()  # step 0, kept if no later weights are acceptable
     if begin == 0 and config.validate and config.validate_first:
-        job.log.write(-1, "validation", config.validate(-1, state.knobs))
+        metrics = config.validate(-1, state.knobs)
+        job.log.write(-1, "validation", metrics)
+        state.stopped = _notify(job, "on_validation", -1, metrics)
     facts = stage_facts(job.config, job.name, job.inputs)
     monitor = HealthMonitor(
         job.config.health, job.folder, job.log.recorder, facts, job.findings, config.steps, config.knobs
@@ -110,7 +113,7 @@ def train(config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], title:
             job.log.write(step, "train", metrics)
             fault_point(f"step-{job.name}")
             state.knobs = config.adapt(step, metrics, state.knobs)
-            state.stopped = config.stop_if(metrics)
+            state.stopped = _notify(job, "on_step", step, metrics) or config.stop_if(metrics)
             last = step + 1 == config.steps or bool(state.stopped)
             if config.validate and (last or (step + 1) % config.validate_every == 0):
                 best = _validate(config, runtime, job, step, state, best)
@@ -188,6 +191,16 @@ def _minibatches(
             yield done, batch.take(order[start : start + config.minibatch])
 
 
+def _notify(job: Job[TrainingConfig], event: str, step: int, metrics: Numbers) -> str:
+    """Call the callbacks that have a method of this name; the reason to stop, if one returns True."""
+    stopped = ""
+    for callback in job.callbacks:
+        method = getattr(callback, event, None)
+        if method is not None and method(step, dict(metrics)) is True:
+            stopped = f"stopped by {type(callback).__name__}.{event}"
+    return stopped
+
+
 def _apply(action: Action, runtime: Runtime, state: TrainState, best: Snapshot | None) -> None:
     """Apply an action of the health monitor: new knobs, best weights, stop."""
     state.knobs = action.knobs
@@ -220,6 +233,7 @@ def _validate(
     assert config.validate is not None
     metrics = config.validate(step, state.knobs)
     job.log.write(step, "validation", metrics)
+    state.stopped = _notify(job, "on_validation", step, metrics) or state.stopped
     score = config.score(metrics)
     if score > state.best_score:
         state.best_score = score
@@ -291,9 +305,19 @@ def _checkpoint_interval(wanted: float, writing: float) -> float:
     return max(wanted, writing / CHECKPOINT_SHARE) if wanted else 0.0
 
 
-def warmup_then_linear(warmup: float) -> Callable[[float], float]:
-    """Learning rate schedule: linear warm-up, then linear decay to zero."""
-    return lambda done: min((done + 1e-3) / warmup if warmup else 1.0, (1 - done) / (1 - warmup))
+def schedule(kind: Schedule, warmup: float = 0.0) -> Callable[[float], float]:
+    """Learning rate schedule: linear warm-up, then linear or cosine decay to zero, or none."""
+
+    def rate(done: float) -> float:
+        rising = (done + 1e-3) / warmup if warmup else 1.0
+        left = (1 - done) / (1 - warmup)
+        if kind == "constant":
+            left = 1.0
+        elif kind == "cosine":
+            left = 0.5 * (1 - math.cos(math.pi * min(left, 1.0)))
+        return min(rising, left)
+
+    return rate
 
 
 def minibatches(count: int, size: int, epochs: float, seed: int, stream: str) -> list[Any]:

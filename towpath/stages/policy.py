@@ -28,7 +28,7 @@ from towpath.runtime.launch import launch_classifier
 from towpath.stages import reward_scorer
 from towpath.stages.comparisons import Comparisons
 from towpath.stages.job import Job, publish_model
-from towpath.stages.loop import LoopConfig, Numbers, train, warmup_then_linear
+from towpath.stages.loop import LoopConfig, Numbers, schedule, train
 from towpath.stages.requeue import requeue_hacked_samples
 from towpath.store.publish import publish
 
@@ -96,7 +96,7 @@ def _on_rollouts(job: Job[PolicyConfig], algo: ModuleType, experience: Experienc
         cfg.steps,
         cfg.batch,
         experience.batch,
-        lambda done: 1.0 - done,
+        schedule(cfg.schedule),
         cfg.epochs,
         cfg.max_grad_norm,
         cfg.temperature,
@@ -128,7 +128,7 @@ def _on_pairs(job: Job[PolicyConfig], algo: ModuleType, pairs: Comparisons, expe
         len(pairs.steps),
         len(pairs.training),
         pairs.batch,
-        warmup_then_linear(0.1),
+        schedule(cfg.schedule, 0.1),
         1,
         cfg.max_grad_norm,
         cfg.temperature,

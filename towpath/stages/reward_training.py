@@ -20,13 +20,15 @@ from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import Pair
-from towpath.stages.loop import LoopConfig, columns, minibatches, train, warmup_then_linear
+from towpath.stages.loop import LoopConfig, columns, minibatches, schedule, train
 from towpath.stages.reward_measure import answers_by_prompt
 from towpath.stages.reward_scorer import reward_row
 from towpath.store.publish import is_intact, publish
 
 FROZEN_FEATURES = "frozen.npz"
 VALUE_FEATURES = "value_features.safetensors"
+MAX_PROBED = 4096
+"""Prompts whose answers initialise the head and diagnose labels: features of all could fill the memory."""
 MAX_ANSWERS = 384
 TOKENS_PER_ANSWER = 16
 """Answers, and tokens of each, from which a critic is initialised."""
@@ -77,7 +79,7 @@ def train_member(job: Job[RewardConfig], number: int, training: list[Pair], held
         len(steps),
         size,
         lambda step, _knobs: (train_batch.take(steps[step]), {}),
-        warmup_then_linear(cfg.warmup),
+        schedule(cfg.schedule, cfg.warmup),
         max_grad_norm=cfg.max_grad_norm,
         validate=validate,
         validate_every=len(steps),
@@ -113,15 +115,17 @@ def open_runtime(job: Job[RewardConfig]) -> Runtime:
 
 
 def _last_states(runtime: Runtime, batch: Batch) -> np.ndarray:
-    """The hidden state at the last token of every answer [B,D], before training."""
-    return runtime.score("reward", batch, ("last",)).last_BD.float().numpy().astype(np.float64)
+    """The hidden state at the last token of the answers of the first MAX_PROBED prompts [B,D], before training."""
+    first = batch.take(range(MAX_PROBED)) if batch.groups > MAX_PROBED else batch
+    return runtime.score("reward", first, ("last",)).last_BD.float().numpy().astype(np.float64)
 
 
 def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
     """Features of the chosen minus those of the rejected answer of every pair [N,D], in the order of the rows."""
     # beats[b, k]: strength by which row b beat answer k of its prompt; place[b]: position of row b in its prompt
-    beats_BK = batch.columns["beats"].numpy()
-    place_B = batch.columns["place"].numpy()
+    count = len(features_BD)
+    beats_BK = batch.columns["beats"].numpy()[:count]
+    place_B = batch.columns["place"].numpy()[:count]
     row_N, k_N = np.nonzero(beats_BK > 0)
     return features_BD[row_N] - features_BD[row_N - place_B[row_N] + k_N]
 

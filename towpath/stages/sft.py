@@ -11,7 +11,7 @@ from towpath.recipe.stage_configs import SftConfig
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages.demonstrations import demonstration_batch, mean_loss, split_demonstrations
 from towpath.stages.job import Job, publish_model
-from towpath.stages.loop import LoopConfig, minibatches, train, warmup_then_linear
+from towpath.stages.loop import LoopConfig, minibatches, schedule, train
 
 
 def run(job: Job[SftConfig]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def run(job: Job[SftConfig]) -> dict[str, Any]:
         len(steps),
         cfg.batch,
         lambda step, _knobs: (training.take(steps[step]), {}),
-        warmup_then_linear(cfg.warmup),
+        schedule(cfg.schedule, cfg.warmup),
         max_grad_norm=cfg.max_grad_norm,
         validate=validate,
         validate_every=max(1, round(per_epoch * cfg.validate_every)),

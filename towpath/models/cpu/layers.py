@@ -15,20 +15,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from towpath.models.adapters import LoraLinear
 from towpath.models.attention import NAME
 from towpath.models.cpu import kernels
 from towpath.models.cpu.plain import RotaryCache
+from towpath.models.lora_layers import LoraLinear
 from towpath.models.packed_batch import PackedBatch, attention_mask, length_buckets
 
 FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 
 
 def is_supported(model: Any) -> bool:
-    """Whether these layers can replace the model's: a known family, grouped attention, on a CPU."""
+    """Whether these layers can replace the model's as it is now: a known family, grouped attention, on a CPU."""
     config = model.config
     layers = getattr(model.base_model, "layers", ())
+    switch = getattr(model, "lora_switch", None)
+    if switch is not None and (switch.dropping or switch.active in switch.partial):
+        return False  # these layers have no dropout, and adapt all their linear layers or none
     return (
         len(layers) > 0
         and all(type(layer).__name__ in FAMILIES for layer in layers)
@@ -316,7 +320,11 @@ def run_layers(model: Any, x_TD: Tensor, packed: PackedBatch, part: slice, read_
     # from positions to token rows
     rows_N = None if read_N is None else token_S.cumsum(0)[read_N] - 1
     for position, layer in enumerate(layers, 1):
-        x_TD = layer(x_TD, blocks, rows_N if position == len(layers) else None)
+        rows = rows_N if position == len(layers) else None
+        if torch.is_grad_enabled() and getattr(model, "checkpoints_layers", False):
+            x_TD = checkpoint(layer, x_TD, blocks, rows, use_reentrant=False)
+        else:
+            x_TD = layer(x_TD, blocks, rows)
     if rows_N is None:
         return x_TD.new_zeros(len(token_S), x_TD.shape[1]).index_copy_(0, token_S.nonzero()[:, 0], x_TD)
     return model.base_model.norm(x_TD if layers else x_TD[rows_N])
