@@ -8,7 +8,6 @@ from towpath.data.corpus import Corpus
 from towpath.data.data_summary import DataSummary
 from towpath.data.texts import normalise
 
-
 RUBRIC_DATA = "quickstart"
 """The data of the recipes quickstart and tiny; other bundled recipes have judges of their own."""
 
