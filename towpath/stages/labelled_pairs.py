@@ -67,16 +67,18 @@ def labelled_pairs(job: Job[PairsConfig]) -> list[Pair]:
 
 
 def pairs_of(job: Job[PairsConfig], labels: Sequence[Label]) -> list[Pair]:
-    """The comparisons of labels that name a winner."""
-    comparisons = {c.id: c for c in job.store.comparisons()}
-    completions = job.store.completions()
-    prompts = job.store.prompts()
+    """The comparisons of labels that name a winner; completions come without log-probabilities."""
+    by_id = {label.comparison: label for label in labels if label.choice in ("a", "b")}
+    comparisons = sorted((c for c in job.store.comparisons() if c.id in by_id), key=lambda c: c.id)
+    # a completion or prompt of several comparisons is one object
+    prompts: dict[str, Prompt] = {}
+    completions: dict[str, Completion] = {}
     pairs = []
-    for label in sorted(labels, key=lambda label: label.comparison):
-        c = comparisons.get(label.comparison)
-        if c and label.choice in ("a", "b"):
-            chosen, rejected = (c.a, c.b) if label.choice == "a" else (c.b, c.a)
-            pairs.append(Pair(c, label, prompts[c.prompt_id], completions[chosen], completions[rejected]))
+    for c, prompt, a, b in job.store.answers_of(comparisons, tokens=True):
+        prompt = prompts.setdefault(prompt.id, prompt)
+        sides = [completions.setdefault(side.id, side) for side in (a, b)]
+        chosen, rejected = sides if by_id[c.id].choice == "a" else sides[::-1]
+        pairs.append(Pair(c, by_id[c.id], prompt, chosen, rejected))
     return pairs
 
 

@@ -83,7 +83,7 @@ def _diagnose_labels(
         return None
     probes = []
     for name, pairs in (("shown", training), ("held", held_out)):
-        ordered = _in_row_order(pairs)
+        ordered = _in_row_order(pairs)[: len(features[name])]
         texts = [(p.chosen.text, p.rejected.text) for p in ordered]
         ids = [p.comparison.id for p in ordered]
         probes.append(evidence.pair_features(ids, features[name], texts, [p.label.strength for p in ordered]))
