@@ -121,7 +121,7 @@ def data(
 
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
-    """Estimate what labels cost: hours, days and dollars of people, dollars of a judge, and what is spent already."""
+    """Estimate what labels and evaluation cost in hours, days and dollars of people and judge, and what is spent."""
     from towpath.data.data_summary import UNREAD
     from towpath.errors import DataError
     from towpath.run.loading import recorded_summary
