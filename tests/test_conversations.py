@@ -14,7 +14,8 @@ from towpath.algos import sft
 from towpath.data.batch import Batch
 from towpath.data.chat import Chat
 from towpath.data.checks import check_data
-from towpath.data.context_budget import HistoryCutter, cut_history
+from towpath.data.context_budget import HistoryCutter, cut_corpus, cut_history
+from towpath.data.corpus import Corpus
 from towpath.data.corpus_reader import read_corpus
 from towpath.data.demonstration_rows import NOT_A_PREFIX, demonstration_row
 from towpath.data.template_renderer import TemplateFailed
@@ -22,7 +23,7 @@ from towpath.models import base
 from towpath.reasoning import split_reasoning
 from towpath.recipe import Recipe, Sft
 from towpath.recipe.reader import check
-from towpath.records import Conversation, Demonstration, Message, Prompt
+from towpath.records import Conversation, Demonstration, Message, Prompt, Split
 from towpath.stages.demonstrations import demonstration_batch
 
 TEXTS = ("How do I boil an egg?", "Six minutes.", "And 2 of them?", "The same time.", "Grüße! Why?", "Heat is shared.")
@@ -152,6 +153,24 @@ def test_oldest_turns_are_cut_first_and_never_the_system_prompt() -> None:
     cutter = HistoryCutter(lambda messages: len(messages), 3)
     assert cutter(turns(7)) == turns(7)[4:] and cutter(turns(3)) == turns(3)
     assert list(cutter.turns.values()) == [4]
+
+
+def test_prompts_that_are_equal_once_cut_are_in_one_split_only() -> None:
+    def prompt(name: str, first: str, split: Split) -> Prompt:
+        history = (Message("user", first), Message("assistant", "Yes."))
+        return Prompt(name, "Tell me more", split=split, history=history)
+
+    prompts = (
+        prompt("t1", "a", "train"),
+        prompt("h1", "b", "heldout"),
+        Prompt("t2", "Why?"),
+        prompt("t3", "c", "train"),
+    )
+    cut = cut_corpus(Corpus(prompts), lambda p: len(p.messages), 1, lambda d: 0, None)
+    assert {p.id: p.text for p in cut.prompts} == {"h1": "Tell me more", "t2": "Why?"}
+    assert any("2 prompts are left out: once cut" in f.evidence for f in cut.findings)
+    other = (Prompt("t4", "Tell me more"), prompt("h1", "b", "heldout"))
+    assert [p.id for p in cut_corpus(Corpus(other), lambda p: len(p.messages), 1, lambda d: 0, None).prompts] == ["t4"]
 
 
 @pytest.mark.parametrize(

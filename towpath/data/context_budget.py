@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from towpath.data.corpus import Corpus
+from towpath.data.texts import normalise
 from towpath.records import Conversation, Demonstration, Finding, Prompt
 
 R = TypeVar("R", Prompt, Demonstration)
@@ -22,6 +23,7 @@ def cut_corpus(
 ) -> Corpus:
     """The corpus with conversations that fit, and a finding on those that were cut."""
     prompts, prompt_cuts = _cut_all(corpus.prompts, prompt_tokens, prompt_limit)
+    prompts, crossing = _without_crossing(prompts, prompt_cuts)
     safety, safety_cuts = _cut_all(corpus.safety, prompt_tokens, prompt_limit)
     rows, row_cuts = _cut_all(corpus.demonstrations, row_tokens, row_limit)
     cuts = prompt_cuts | safety_cuts
@@ -29,9 +31,25 @@ def cut_corpus(
         *cut_findings("prompts", cuts.values(), f"data.max_prompt_tokens or the context, {prompt_limit}", list(cuts)),
         *cut_findings("demonstrations", row_cuts.values(), f"the model's context of {row_limit}", list(row_cuts)),
     ]
+    if crossing:
+        evidence = f"{len(crossing)} prompts are left out: once cut, they are prompts of the other split"
+        cause = "what is trained on cannot be judged by"
+        findings.append(Finding("history-cut", "warning", evidence, cause, "raise data.max_prompt_tokens"))
     if not findings:
         return corpus
     return replace(corpus, prompts=prompts, safety=safety, demonstrations=rows, findings=(*corpus.findings, *findings))
+
+
+def _without_crossing(prompts: Sequence[Prompt], cuts: Collection[str]) -> tuple[tuple[Prompt, ...], list[str]]:
+    """The prompts without those that became equal to one of the other split when they were cut, and their ids: training
+    prompts first, so that the held-out ones stay."""
+    if not cuts:
+        return tuple(prompts), []
+    dropped: list[str] = []
+    for split in ("train", "heldout"):
+        others = {normalise(p.text) for p in prompts if p.split != split and p.id not in dropped}
+        dropped += [p.id for p in prompts if p.split == split and p.id in cuts and normalise(p.text) in others]
+    return tuple(p for p in prompts if p.id not in dropped), dropped
 
 
 def cut_messages(messages: Conversation, tokens: Callable[[Conversation], int], limit: int) -> Conversation:
