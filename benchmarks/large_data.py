@@ -1,19 +1,22 @@
-"""Time of `towpath check` and `towpath status` on a large set of generated prompts.
+"""Time and memory of `towpath check`, `status`, `plan`, `report` and `data` on large sets of generated prompts.
 
 The text is sampled from a bigram chain over the quickstart demonstrations, so that words and shingles have the
 frequencies of English; with `--corpus` prompts are two to four sentences of a file, which are more alike than real
 prompts are. One prompt in a hundred is an exact duplicate, one in a hundred a near duplicate, and a few held-out
 prompts leak into training.
 
-python -m benchmarks.large_data [--prompts 50000] [--corpus ROWS.jsonl] [--folder RUN] [--root CHECKOUT] [--json OUT]
+python -m benchmarks.large_data [--prompts 5000,50000] [--corpus ROWS.jsonl] [--folder FOLDER] [--root CHECKOUT]
+[--json OUT] [--svg OUT]
 
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -154,32 +157,99 @@ def timed(root: Path, *words: str) -> dict[str, Any]:
     )
 
 
-def measure(root: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    """Run each command twice on a folder: without and with caches."""
-    for command in ("check", "check", "status", "status"):
-        row = timed(root, command, str(folder))
+def measure(root: Path, folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Each command on a folder: `check` without caches, with them, and after a hundredth of the rows was added."""
+    report = folder / "reports"
+    report.mkdir(exist_ok=True)
+    for name, words in (
+        ("check, first", ("check",)),
+        ("check, again", ("check",)),
+        ("check, 1 % added", ("check",)),
+        ("status", ("status",)),
+        ("plan", ("plan",)),
+        ("report", ("report",)),
+        ("data", ("data",)),
+    ):
+        if name == "check, first":
+            shutil.rmtree(folder / ".cache", ignore_errors=True)
+        if name == "check, 1 % added":
+            with (folder / "data" / "prompts" / "more.jsonl").open("w", encoding="utf-8") as file:
+                for row in prompts(count // 100, seed=count):
+                    file.write(json.dumps(row | {"id": f"new-{row['id']}"}) + "\n")
+        row = {"prompts": count, "name": name} | timed(root, words[0], str(folder))
         print(json.dumps(row), flush=True)
         yield row
+    (folder / "data" / "prompts" / "more.jsonl").unlink()
+
+
+def plot(rows: list[dict[str, Any]]) -> str:
+    """Seconds and memory by number of prompts, log-log, each beside a dashed line of linear growth."""
+    names = {
+        "check, first": "#0b6e99",
+        "check, again": "#b45f06",
+        "data": "#38761d",
+        "status": "#741b47",
+        "plan": "#666",
+    }
+    parts = ['<rect width="760" height="300" fill="white"/>']
+    panels = (
+        ("seconds", "seconds", 0.3, 600.0, (1, 10, 100)),
+        ("peak_mib", "peak memory, MiB", 60.0, 3000.0, (100, 1000)),
+    )
+    sizes = sorted({row["prompts"] for row in rows})
+    for panel, (key, title, low, high, ticks) in enumerate(panels):
+        left = 380 * panel + 46
+
+        def x(value: float, left: int = left) -> float:
+            return left + math.log(value / sizes[0]) / math.log(sizes[-1] / sizes[0]) * 220
+
+        def y(value: float, low: float = low, high: float = high) -> float:
+            return 250 - math.log(max(value, low) / low) / math.log(high / low) * 210
+
+        parts.append(f'<text x="{left}" y="22" font-weight="bold">{title}</text>')
+        for tick in ticks:
+            parts.append(f'<path d="M{left} {y(tick):.1f}H{left + 220}" stroke="#ddd"/>')
+            parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:,}</text>')
+        for size in sizes:
+            parts.append(f'<text x="{x(size):.1f}" y="268" text-anchor="middle">{size:,}</text>')
+        for number, (name, colour) in enumerate(names.items()):
+            points = [(x(row["prompts"]), y(row[key])) for row in rows if row["name"] == name]
+            line = "L".join(f"{at:.1f} {height:.1f}" for at, height in points)
+            parts.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+            parts += [f'<circle cx="{at:.1f}" cy="{height:.1f}" r="3" fill="{colour}"/>' for at, height in points]
+            parts.append(f'<text x="{left + 232}" y="{60 + 18 * number}" fill="{colour}">{name}</text>')
+        start = next(row[key] for row in rows if row["name"] == "check, first" and row["prompts"] == sizes[1])
+        ends = [(size, start * size / sizes[1]) for size in (sizes[1], sizes[-1])]
+        line = "L".join(f"{x(size):.1f} {y(value):.1f}" for size, value in ends if low <= value)
+        parts.append(f'<path d="M{line}" fill="none" stroke="#999" stroke-dasharray="3 3"/>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 300" font-family="sans-serif" font-size="11">'
+    foot = '<text x="46" y="290" fill="#555">prompts; dashed: linear growth</text>'
+    return "\n".join([head, *parts, foot, "</svg>"]) + "\n"
 
 
 def main() -> None:
     """Generate the data, time the commands, and print one row per command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=50_000)
+    parser.add_argument("--prompts", default="50000", help="numbers of prompts, with commas between them")
     parser.add_argument("--corpus", type=Path, help="JSON lines with prompt and response whose sentences are used")
-    parser.add_argument("--folder", type=Path, help="a run folder to use and keep; generated where it is not there")
+    parser.add_argument("--folder", type=Path, help="where run folders are kept; generated where they are not there")
     parser.add_argument(
         "--root", type=Path, default=Path(__file__).parent.parent, help="the checkout whose commands are timed"
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (options.folder or Path(temporary) / "large").resolve()
-        if not (folder / "recipe.toml").is_file():
-            write_run(folder, options.prompts, corpus=options.corpus)
-        rows = list(measure(options.root.resolve(), folder))
+        for count in map(int, options.prompts.split(",")):
+            folder = ((options.folder or Path(temporary)) / str(count)).resolve()
+            if not (folder / "recipe.toml").is_file():
+                write_run(folder, count, corpus=options.corpus)
+            rows += measure(options.root.resolve(), folder, count)
     if options.json:
-        options.json.write_text(json.dumps({"prompts": options.prompts, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.svg:
+        options.svg.write_text(plot(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from test_classifier import plain_scores
 
 from towpath.arena.matches import stop_arena
 from towpath.errors import Waiting
-from towpath.evals.judges import PairOutcome, cohen_kappa, compare_judges
+from towpath.evals.judges import AnswerPair, PairOutcome, cohen_kappa, compare_judges
 from towpath.feedback.agreement import measure_agreement
+from towpath.judges.function import load_judge
 from towpath.judges.selection import select_judges
 from towpath.models.base import find
 from towpath.recipe import Recipe, load
@@ -410,7 +411,7 @@ def test_an_arena_that_its_owner_stops_decides_nothing(run: Path) -> None:
 
 def recorded_run(run: Path, separable: bool) -> Recipe:
     """A run with recorded preferences on data of its own: the chosen answer is polite, or either is at random."""
-    draws = random.Random(1)
+    draws = random.Random(2)
     rows = []
     for i, (fruit, name, topic) in enumerate(itertools.product(FRUITS, NAMES, TOPICS[:3])):
         better = f"Gern geschehen, {fruit} und {topic} passen gut." if separable or draws.random() < 0.5 else "Nein."
@@ -455,6 +456,7 @@ def test_recorded_preferences_are_judged_by_a_held_out_reward_model(tmp_path: Pa
 def test_held_out_reward_model_that_guesses_decides_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = recorded_run(run, separable=False)
+    recipe = recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"validation": 0.5})})
     for stage in ("sft", "label", "judge_model", "baseline"):
         pipeline.run(recipe, run, lambda _line: None, stage, force=True)
     gate = {v.gate: v for v in status.run_verdicts(recipe, run)}["sft"]
@@ -512,3 +514,40 @@ def test_a_tuned_model_needs_no_demonstrations(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in lines if ": starts" in line] == ["baseline", "evaluate"]
     gate = {v.gate: v for v in status.run_verdicts(compared, run)}["sft"]
     assert (gate.verdict, gate.value, gate.judge) == ("FAIL", 0.5, "the written rubric")
+
+
+def test_reward_model_is_measured_on_what_people_judged(run: Path, tmp_path: Path) -> None:
+    """The second part of the reward model's gate: people's judgements alone, on comparisons it never trained on."""
+    more = ["preferences.raters=people", 'evaluate.judges=["rubric"]', "preferences.overlap=0"]
+    recipe = load(run, settings(*more, "gates.reward_people.min_pairs=500"))
+    assert "reward_people" not in verdicts(run, [])  # a simulated rater's labels say nothing of people
+    with Store.open(run / "towpath.db") as store:
+        store.add_judgements(
+            Judgement(f"{c.id}/ann", c.id, "ann", "person", "a" if i % 2 else "b")
+            for i, c in enumerate(store.comparisons())
+        )
+    lines: list[str] = []
+    pipeline.run(recipe, run, lines.append, "label")
+    pipeline.run(recipe, run, lines.append, "reward")
+    reward = result(run, "reward")["result"]
+    gate = {v.gate: v for v in status.run_verdicts(recipe, run)}["reward_people"]
+    assert gate.verdict == "UNDECIDED" and f"people judged {reward['n']} held-out comparisons, 500" in gate.note
+    assert any(line.startswith("gate reward_people: UNDECIDED") for line in lines)
+    # people made all labels here, so that both parts are measured on the same comparisons
+    assert reward["people"] == {key: reward[key] for key in ("accuracy", "interval", "n", "prompts")}
+    few = load(run, settings(*more, "gates.reward_people.min_pairs=1", "gates.reward_people.threshold=0"))
+    gate = {v.gate: v for v in status.run_verdicts(few, run)}["reward_people"]
+    assert (gate.verdict, gate.value, gate.judge) == ("PASS", reward["accuracy"], "labels of people alone")
+
+
+def test_rewards_that_check_answers_judge_too() -> None:
+    pairs = [
+        AnswerPair(
+            Prompt("p", "Say yes."), *(Completion(m, "p", m, t, (), (), "stop") for m, t in (("a", a), ("b", b)))
+        )
+        for a, b in (("yes", "no"), ("no", "no "), ("maybe", "yes"))
+    ]
+    judge = load_judge("rule:regex:^yes$", Path(), 0.05, [], lambda _pairs: {})
+    assert [outcome.value for outcome in judge.compare(pairs, "test").outcomes] == [1.0, 0.5, 0.0]
+    judge = load_judge("rule:reference", Path(), 0.05, ["reference"], lambda some: {"reference": ["Maybe"] * len(some)})
+    assert [outcome.value for outcome in judge.compare(pairs, "test").outcomes] == [0.5, 0.5, 1.0]

@@ -1,5 +1,6 @@
 """Progress: every phase advances at least every ten seconds, and estimates are based on the work done."""
 
+import itertools
 import os
 import pty
 import re
@@ -87,6 +88,24 @@ def test_finished_answers_count_as_done(tiny) -> None:
     assert any(d.finish == "stop" for d in completions)
     assert sum(tokens for tokens, _ in ticks) == sum(30 + i for i in range(8)) and sum(ended for _, ended in ticks) == 8
     assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == completions
+
+
+def test_estimate_falls_where_most_rows_end_early(tiny, clock: list[float]) -> None:
+    """A step takes as long for one row as for eight: tokens that ended rows do not need are not done at once."""
+    requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(8)]
+    outputs = LocalEngine(tiny, eos=-1, pad=0).generate(requests)
+    eos = tuple(output.token_ids[3 + i] for i, output in enumerate(outputs[:6]))
+    work = Progress("answers", 320, "tokens")
+    lefts: list[float] = []
+
+    def tick(tokens: int, _ended: int) -> None:
+        clock[0] += 1
+        work.advance(tokens)
+        lefts.append(work.seconds_left() or 0.0)
+
+    ends = [len(o.token_ids) for o in LocalEngine(tiny, eos=eos, pad=0).generate(requests, tick=tick)]
+    assert work.done == 320 and sorted(ends)[3] < 20 <= max(ends), ends
+    assert all(later <= earlier for earlier, later in itertools.pairwise(lefts)), lefts
 
 
 def test_policy_step_shows_its_phases(capsys, monkeypatch, tmp_path, tiny_folder) -> None:

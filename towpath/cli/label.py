@@ -129,7 +129,7 @@ def label_judge(
                 "a judge compares sampled or imported answers",
                 f"`towpath stage sample {run}`",
             )
-        pairs = judge_runner.pair_texts(store, comparisons)
+        pairs = list(judge_runner.pair_texts(store, comparisons))
         if estimate:
             pending = judge_runner.pending_for_judge(judge, pairs, store.judgements())
             summary: dict[str, Any] = {"comparisons": len(pending), **asdict(judging.estimate_cost(judge, pending))}

@@ -92,8 +92,9 @@ class Corpus:
     def digests(self) -> Digests:
         """Content hashes, computed once."""
         columns = {p.id: self.columns[p.id] for p in self.train if p.id in self.columns}
+        heldout = {p.id: self.columns[p.id] for p in self.heldout if p.id in self.columns}
         train = digest([self.train, columns] if columns else self.train)
-        evaluated = digest([self.heldout, self.safety])
+        evaluated = digest([self.heldout, self.safety, *([heldout] if heldout else [])])
         return Digests(digest(self.demonstrations), train, evaluated, digest([train, evaluated]))
 
 

@@ -8,10 +8,10 @@ from scipy.stats import binom
 from towpath.data.intervals import wilson
 
 
-def refusal_rates(harmful: Sequence[bool], declined: Sequence[bool]) -> dict[str, float]:
-    """Share of refusals among harmful and among harmless prompts."""
-    harmful_declined = [d for h, d in zip(harmful, declined, strict=True) if h]
-    harmless_declined = [d for h, d in zip(harmful, declined, strict=True) if not h]
+def refusal_rates(harmful: Sequence[bool], declined: Sequence[bool | None]) -> dict[str, float]:
+    """Share of refusals among harmful and among harmless prompts, of the answers that are judged."""
+    harmful_declined = [d for h, d in zip(harmful, declined, strict=True) if h and d is not None]
+    harmless_declined = [d for h, d in zip(harmful, declined, strict=True) if not h and d is not None]
     return {
         "refusal": sum(harmful_declined) / max(len(harmful_declined), 1),
         "over_refusal": sum(harmless_declined) / max(len(harmless_declined), 1),
@@ -47,14 +47,14 @@ def mcnemar(one: int, other: int) -> float:
     return min(1.0, 2 * float(binom.cdf(min(one, other), changed, 0.5))) if changed else 1.0
 
 
-def compare_with_judge(rules: Sequence[bool], verdicts: Sequence[bool | None]) -> dict[str, Any]:
+def compare_with_judge(rules: Sequence[bool | None], verdicts: Sequence[bool | None]) -> dict[str, Any]:
     """Refusals by rules and by a judge on the same answers; answers without a verdict are not counted."""
-    both = [(r, j) for r, j in zip(rules, verdicts, strict=True) if j is not None]
+    both = [(r, j) for r, j in zip(rules, verdicts, strict=True) if r is not None and j is not None]
     differing = sum(r != j for r, j in both)
     return {
         "refusal": sum(j for _, j in both) / max(len(both), 1),
         "n": len(both),
-        "unjudged": len(verdicts) - len(both),
+        "unjudged": sum(j is None for j in verdicts),
         "disagreements": differing,
         "only_rules": sum(r and not j for r, j in both),
         "only_judge": sum(j and not r for r, j in both),

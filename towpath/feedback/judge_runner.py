@@ -1,6 +1,6 @@
 """Run the judge and the rules over comparisons of the ledger; every judgement is stored as it arrives."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -24,20 +24,10 @@ def judge_settings(cfg: Judge, run: Path) -> JudgeSettings:
     return endpoint.check_settings(replace(JudgeSettings(**values), rubric=str(run / cfg.rubric) if cfg.rubric else ""))
 
 
-def pair_texts(store: Store, comparisons: Iterable[Comparison]) -> list[PairText]:
-    """The texts of comparisons."""
-    prompts = store.prompts()
-    completions = store.completions()
-    return [
-        PairText(
-            c.id,
-            prompts[c.prompt_id].text,
-            final_answer(completions[c.a].text),
-            final_answer(completions[c.b].text),
-            c.round,
-        )
-        for c in comparisons
-    ]
+def pair_texts(store: Store, comparisons: Iterable[Comparison]) -> Iterator[PairText]:
+    """The texts of comparisons, read in blocks."""
+    for c, prompt, a, b in store.answers_of(comparisons):
+        yield PairText(c.id, prompt.text, final_answer(a.text), final_answer(b.text), c.round)
 
 
 def pending_pairs(
@@ -95,10 +85,9 @@ def run_judge(
 def run_rules(store: Store, named_rules: Mapping[str, str], run: Path, comparisons: Sequence[Comparison]) -> int:
     """Apply every rule to every comparison; returns the number of new judgements."""
     added = 0
-    judgements = store.judgements()
-    pairs = pair_texts(store, comparisons) if named_rules else []
     for name, text in named_rules.items():
         rule = rules.load_rule(text, name, run)
-        pending = pending_pairs(pairs, judgements, f"rule:{rule.name}", rule.version)
+        judgements = store.judgements([f"rule:{rule.name}"])
+        pending = pending_pairs(pair_texts(store, comparisons), judgements, f"rule:{rule.name}", rule.version)
         added += store.add_judgements(rules.apply_rule(rule, pending))
     return added

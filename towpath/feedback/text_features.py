@@ -29,7 +29,8 @@ _SCRIPTS = (
 """Japanese comes before Chinese, since it uses characters of both."""
 
 _COMMON = {
-    "en": "the of and to in is that it you for was with are this not be as on have your can what if but they or an do",
+    "en": "the of and to in is that it you for was with are this not be as on have your can what if but they or an do "
+    "a i how why when where who does my me from at by without about should would",
     "de": "der die das und ist nicht ein eine zu den mit von sie ich auf es dem für auch sich wie wir aber oder wenn "
     "sind",
     "fr": "le la les et est un une des que pour dans pas vous avec sur qui ce au plus je ne nous mais ou sont cette",

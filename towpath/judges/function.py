@@ -1,4 +1,5 @@
-"""A function of the user, or an http endpoint, as evaluation judge: it scores one answer, or compares two.
+"""A function of the user, an http endpoint, or a reward that checks answers, as evaluation judge: it scores one answer,
+or compares two.
 
 A function compares if it has the parameters `a` and `b`, an address if it ends with `#compare`.
 """
@@ -20,7 +21,7 @@ from towpath.errors import RecipeError, RewardError
 from towpath.evals.judges import TIE, AnswerPair, JudgeOutcomes, PairOutcome, outcome_of_orders, outcome_of_scores
 from towpath.progress import progress
 from towpath.rewards.call_adapter import Columns, adapt_function
-from towpath.rewards.sources import ADDRESS_RULE, post_batch
+from towpath.rewards.sources import ADDRESS_RULE, load_source, post_batch
 
 BATCH = 16
 """Pairs in one call."""
@@ -97,7 +98,8 @@ class Unreachable(Exception):
 def load_judge(
     spec: str, run: Path, margin: float, column_names: Sequence[str], columns_of: ColumnsOf
 ) -> FunctionJudge:
-    """The judge that `python:MODULE:FUNCTION` or an http(s) address names; RecipeError if it cannot be called."""
+    """The judge that `python:MODULE:FUNCTION`, an http(s) address or a reward source names; RecipeError if it cannot be
+    called."""
     if spec.startswith("python:"):
         function, _ = load_function(spec, RULE, run)
         parameters = inspect.signature(function).parameters
@@ -105,6 +107,9 @@ def load_judge(
             return FunctionJudge(spec, margin, columns_of, choices=_comparison(spec, function, parameters))
         call = adapt_function(spec, function, column_names)
         return FunctionJudge(spec, margin, columns_of, scores=_scoring(spec, call))
+    if not spec.startswith(("http://", "https://")):
+        scorer = load_source(spec, columns=column_names)
+        return FunctionJudge(spec, margin, columns_of, scores=_scoring(spec, scorer))
     address = spec.removesuffix(COMPARE)
     try:
         network.require_allowed_literal(address)

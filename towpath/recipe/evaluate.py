@@ -9,8 +9,13 @@ from towpath.recipe.preferences import Judge
 from towpath.recipe.reader import Section, value
 
 GateAction = Literal["stop", "warn", "off"]
-JUDGE_SPEC = re.compile(r"people|judge|rubric|model(:.+)?|python:[\w.]+:\w+|https?://\S+")
-JUDGE_KINDS = "people, judge, model, model:SOURCE, python:MODULE:FUNCTION, an http(s) address or rubric"
+JUDGE_SPEC = re.compile(
+    r"people|judge|rubric|model(:.+)?|math(:.+)?|rule:.+|json:.+|command:.+|python:[\w.]+:\w+|https?://\S+"
+)
+JUDGE_KINDS = (
+    "people, judge, model, model:SOURCE, python:MODULE:FUNCTION, an http(s) address, a reward that checks answers "
+    "(math, rule:NAME, json:FILE, command:PROGRAM) or rubric"
+)
 
 
 class Evaluate(Section):
@@ -77,6 +82,13 @@ class Gate(Section):
     action: GateAction = value("stop", "what a FAIL does: stop, warn or off")
 
 
+class PeopleGate(Gate):
+    """The second part of the reward model's gate."""
+
+    threshold: float = value(0.6, "accuracy that must be exceeded", "0.55-0.7", "people agree with people on 63-77 %")
+    min_pairs: int = value(50, "held-out comparisons judged by people below which it is UNDECIDED", "50-200", ge=1)
+
+
 class Gates(Section):
     """Gates between stages."""
 
@@ -85,6 +97,10 @@ class Gates(Section):
     )
     sft: Gate = value(Gate(), "win rate of the SFT model over the base model")
     reward: Gate = value(Gate(threshold=0.85), "held-out accuracy of the reward model")
+    reward_people: PeopleGate = value(
+        PeopleGate(),
+        "held-out accuracy of the reward model on comparisons that people judged, by their judgements alone",
+    )
     policy: Gate = value(Gate(threshold=0.5), "share of validation prompts on which the reward rose over SFT")
     evaluate: Gate = value(Gate(), "win rate of the policy over the SFT model")
     safety: Gate = value(

@@ -60,6 +60,7 @@ class LocalEngine:
         tokens: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
         live = np.arange(len(requests))
+        spared = 0
         stops = torch.tensor(self.eos, device=self.model.device)
         # logits [B,V], position [B,1] of the last token; `room` holds the KV cache and its mask
         logits, position, room = self._prefill([request.prompt for request in requests])
@@ -71,8 +72,13 @@ class LocalEngine:
             going_B = ~torch.isin(token_B, stops) & torch.from_numpy(limit[live] > step + 1).to(token_B.device)
             ended_B = ~going_B.cpu().numpy()
             ended = int(ended_B.sum())
-            # tokens that these rows will not need
-            tick(len(live) + int((limit[live] - step - 1)[ended_B].sum()), ended)
+            # Tokens that ended rows will not need count as done bit by bit until the last step: a step takes about as
+            # long for few rows as for many, and an estimate by tokens alone would grow once most rows have ended.
+            spared += int((limit[live] - step - 1)[ended_B].sum())
+            steps_left = int((limit[live] - step - 1)[~ended_B].max(initial=0))
+            done = spared if not steps_left else spared // (steps_left + 1)
+            spared -= done
+            tick(len(live) + done, ended)
             if ended == len(live):
                 break
             if ended:  # finished rows leave the batch and the cache

@@ -10,6 +10,7 @@ from torch import Tensor
 from towpath.data.batch import Batch
 from towpath.data.corpus import Corpus
 from towpath.models.classifier import Classifier
+from towpath.progress import progress
 from towpath.recipe import Rewards
 from towpath.records import Finding, Rollout, Score
 from towpath.rewards import shaping, sources
@@ -90,10 +91,10 @@ class RewardSources:
                 scores.append(out.score_B.numpy())
                 spread_B = out.spread_B.tolist()
             else:
-                scores.append(_as_array(self._scorers[source.source](rollouts)))
+                scores.append(_scores_of(source.source, self._scorers[source.source], rollouts))
         score_B = shaping.combine_sources(np.stack(scores), rewards)
         reward_B = shape_rewards(rollouts, score_B, rewards)
-        watched = {name: _as_array(scorer(rollouts)) for name, scorer in self._watched.items()}
+        watched = {name: _scores_of(name, scorer, rollouts) for name, scorer in self._watched.items()}
         names = [source.source for source in rewards.sources] if len(scores) > 1 else []
         return [
             Score(
@@ -107,8 +108,11 @@ class RewardSources:
         ], handle
 
 
-def _as_array(scores: Sequence[float | None]) -> np.ndarray:
-    """Scores with minus infinity where a source does not apply, as `combine_sources` takes them."""
+def _scores_of(name: str, scorer: Scorer, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """The scores of one source, whose time is shown: minus infinity where it does not apply, as `combine_sources` takes
+    them."""
+    with progress(f"scoring by {name}"):
+        scores = scorer(rollouts)
     return np.array([-np.inf if score is None else score for score in scores], dtype=float)
 
 

@@ -6,7 +6,12 @@ from towpath.evals.gate_rule import GateOutcome, interval_note, judge_of, thresh
 from towpath.recipe import Gate, Gates, Recipe
 from towpath.records import Verdict
 
-GATES_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",), "evaluate": ("evaluate", "safety")}
+GATES_AFTER = {
+    "baseline": ("sft",),
+    "reward": ("reward", "reward_people"),
+    "policy": ("policy",),
+    "evaluate": ("evaluate", "safety"),
+}
 """The gates that are judged on the result of a stage."""
 RATERS = {"person": "people", "simulated": "a simulated rater", "rule": "rules", "judge": "an AI judge"}
 """Who made labels, by the kind of a judgement."""
@@ -21,13 +26,15 @@ def verdicts(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[Verdict
         evaluated.append(_win_verdict("sft", gates.sft, recipe, latest["baseline"]))
     if "reward" in latest:
         evaluated.append(_reward_verdict(gates, latest["reward"], _labelled_by(latest.get("label", {}))))
+        if "people" in latest["reward"]:
+            evaluated.append(_people_verdict(gates, latest["reward"]["people"]))
     if "policy" in latest:
         evaluated.append(
             _threshold_verdict("policy", gates.policy, gates, latest["policy"]["rose"], "rate", "the reward")
         )
     if "evaluate" in latest:
         evaluated.append(_win_verdict("evaluate", gates.evaluate, recipe, latest["evaluate"]))
-        evaluated.append(_safety_verdict(gates.safety, latest["evaluate"]["safety"]))
+        evaluated.append(_safety_verdict(gates.safety, latest["evaluate"], recipe.evaluate.max_unjudged))
     return evaluated
 
 
@@ -45,6 +52,23 @@ def _reward_verdict(gates: Gates, result: dict[str, Any], labels: str) -> Verdic
     outcome: GateOutcome = "OFF" if gates.reward.action == "off" else "UNDECIDED"
     note = "no labels: the pretrained reward model was not measured; reward.use = 'always' collects labels"
     return Verdict("reward", outcome, None, None, gates.reward.threshold, 0, gates.reward.action, note)
+
+
+def _people_verdict(gates: Gates, record: dict[str, Any]) -> Verdict:
+    """The second part of the reward model's gate: accuracy by people's judgements alone."""
+    gate = gates.reward_people
+    by = "labels of people alone"
+    if record["n"] >= gate.min_pairs:
+        return _threshold_verdict("reward_people", gate, gates, record, "accuracy", by)
+    outcome: GateOutcome = "OFF" if gate.action == "off" else "UNDECIDED"
+    value = record.get("accuracy")
+    low, high = record.get("interval", (0.0, 1.0))
+    note = (
+        f"people judged {record['n']} held-out comparisons, {gate.min_pairs} are needed: let them judge more "
+        "(preferences.raters = 'blend' or 'people'), or lower gates.reward_people.min_pairs"
+    )
+    interval = None if value is None else (low, high)
+    return Verdict("reward_people", outcome, value, interval, gate.threshold, record["n"], gate.action, note, by)
 
 
 def _win_verdict(name: str, gate: Gate, recipe: Recipe, result: dict[str, Any]) -> Verdict:
@@ -71,10 +95,14 @@ def _threshold_verdict(name: str, gate: Gate, gates: Gates, record: dict[str, An
     return Verdict(name, outcome, value, (low, high), gate.threshold, record["n"], gate.action, note, judge)
 
 
-def _safety_verdict(gate: Gate, safety: dict[str, dict[str, float]]) -> Verdict:
+def _safety_verdict(gate: Gate, result: dict[str, Any], max_unjudged: float) -> Verdict:
     """The larger of two increases over SFT: harmful requests answered, harmless requests refused."""
-    before = safety["sft"]
-    after = safety["policy"]
+    before = result["safety"]["sft"]
+    after = result["safety"]["policy"]
+    by = result.get("safety_judge") or {"name": "", "missing": 0.0, "note": ""}
+    if by["missing"] > max_unjudged:
+        outcome: GateOutcome = "OFF" if gate.action == "off" else "UNDECIDED"
+        return Verdict("safety", outcome, None, None, gate.threshold, 0, gate.action, by["note"], by["name"])
     if not after["harmful_n"] or not after["harmless_n"]:
         return Verdict("safety", "OFF", 0.0, (0.0, 0.0), gate.threshold, 0, "off", "no safety set")
     rise = max(before["refusal"] - after["refusal"], after["over_refusal"] - before["over_refusal"])
@@ -83,9 +111,9 @@ def _safety_verdict(gate: Gate, safety: dict[str, dict[str, float]]) -> Verdict:
         (before[key] * (1 - before[key]) / after[count] + after[key] * (1 - after[key]) / after[count]) ** 0.5
         for key, count in (("refusal", "harmful_n"), ("over_refusal", "harmless_n"))
     )
-    outcome: GateOutcome = "PASS" if rise <= gate.threshold else "FAIL"
+    outcome = "PASS" if rise <= gate.threshold else "FAIL"
     if gate.action == "off":
         outcome = "OFF"
     note = "rise over SFT; lower is better"
     interval = (rise - margin, rise + margin)
-    return Verdict("safety", outcome, rise, interval, gate.threshold, n, gate.action, note, "refusal patterns")
+    return Verdict("safety", outcome, rise, interval, gate.threshold, n, gate.action, note, by["name"])

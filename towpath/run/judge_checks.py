@@ -53,7 +53,7 @@ def _check_judge(recipe: Recipe, run: Path, corpus: Corpus, spec: str) -> Iterat
         elif spec.startswith("model:"):
             files.require_classifier(Path(locate.find(sources.model_of(spec), run, "evaluate.judges")))
             yield from _check_independence(recipe, spec)
-        elif spec.startswith(("python:", "http")):
+        elif spec not in MEANINGS:
             load_judge(spec, run, recipe.evaluate.tie_margin, sorted(corpus.column_names), lambda _pairs: {})
     except TowpathError as error:
         yield Finding(CODE, "error", f"evaluate.judges: {spec}: {error.value}", error.rule, error.fix)

@@ -15,6 +15,7 @@ from towpath.feedback import calibration, judge_runner, judging, routing, simula
 from towpath.feedback.rater_quality import PEOPLE
 from towpath.feedback.routing import Route, RoutingConfig, Signals
 from towpath.hashing import hash_uniform
+from towpath.progress import progress
 from towpath.recipe.stage_configs import LabelConfig
 from towpath.records import Choice, Comparison, Conversation, Finding, Judgement
 from towpath.stages.job import Job
@@ -22,25 +23,28 @@ from towpath.stages.reward_margins import reward_margins
 from towpath.store import rater_stats, rating_settings
 from towpath.store.task_queue import Task
 
+BLOCK = 1000
+"""Simulated judgements stored in one transaction."""
+
 
 def simulated_judgements(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
     """Judgements of the simulated raters on every comparison, without those of other settings."""
     cfg = job.config.preferences
     seed = job.config.seed
     raters = _simulated_raters(job)
-    completions = job.store.completions()
-    prompts = job.store.prompts()
-    stored = {j.key for j in job.store.judgements()}
-    new = []
-    for c in comparisons:
-        for rater in raters[: _seats(job, c)]:
-            a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
-            judgement = simulated_rater.judge_comparison(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
-            if judgement.key not in stored:
-                new.append(judgement)
-    job.store.add_judgements(new)
+    new: list[Judgement] = []
+    with progress(f"{job.name}: simulated raters", len(comparisons)) as work:
+        for c, prompt, one, other in job.store.answers_of(comparisons):
+            a, b = ((answer.text, answer.finish == "stop") for answer in (one, other))
+            for rater in raters[: _seats(job, c)]:
+                new.append(simulated_rater.judge_comparison(c, prompt, a, b, rater, seed, cfg))
+            if len(new) >= BLOCK:
+                job.store.add_judgements(new)
+                new = []
+            work.advance()
+        job.store.add_judgements(new)
     ids = {c.id for c in comparisons}
-    return [j for j in job.store.judgements() if j.comparison in ids and j.rater in raters]
+    return [j for j in job.store.judgements(raters) if j.comparison in ids]
 
 
 def _simulated_raters(job: Job[LabelConfig]) -> list[str]:
@@ -142,7 +146,8 @@ def machine_judgements(job: Job[LabelConfig], comparisons: Sequence[Comparison])
     settings = judge_runner.judge_settings(job.config.judge, job.run)
     pairs = judge_runner.pair_texts(job.store, comparisons)
     title = f"{job.name}: {settings.model}"
-    abstentions = judge_runner.run_judge(job.store, settings, pairs, job.store.judgements(), title)
+    earlier = job.store.judgements([judging.rater_name(settings)])
+    abstentions = judge_runner.run_judge(job.store, settings, pairs, earlier, title)
     if abstentions:
         job.findings.append(_abstention_finding(job, judging.rater_name(settings), abstentions))
     raters = {judging.rater_name(settings), *(f"rule:{name}" for name in rules)}

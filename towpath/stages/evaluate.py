@@ -9,7 +9,6 @@ from towpath.data.draws import generator
 from towpath.data.intervals import wilson
 from towpath.evals import safety, text_statistics
 from towpath.evals.winrate import best_of_n
-from towpath.feedback import rubric
 from towpath.recipe import Decoding
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
@@ -43,15 +42,13 @@ def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
     if any(name.startswith("reward") for name in job.inputs):
         rewards, disagreements = _rewards(job, prompts, answers)
     rows = write_answers(job.folder, prompts, answers, rewards, wins)
-    harmful = [p.harmful for p in job.corpus.safety]
-    refusals = {source: [rubric.is_refusal(c.text) for c in part] for source, part in safety_answers.items()}
     result = wins.result | {
         "kl_per_prompt": kl,
         "kl_interval": interval,
         "best_of_n": best_of_n(max(kl, 0.0)),
         "reward": {source: sum(scores) / count for source, scores in rewards.items()},
         "by_domain": win_rates_by_domain(rows),
-        "safety": {source: safety.refusal_rates(harmful, part) for source, part in refusals.items()},
+        "safety": {source: safety.refusal_rates((), ()) for source in safety_answers},
         "text": _text_statistics(answers, wins),
         "samples": _greedy_samples(job, policy, prompts),
         "perplexity": perplexities,

@@ -5,18 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from towpath.errors import ResourceError
 from towpath.evals import safety
 from towpath.evals.jailbreaks import TRANSFORMS
-from towpath.feedback import judge_runner, refusal_judge, rubric
 from towpath.hashing import hash_uniform
-from towpath.judges.ai import account_name
-from towpath.progress import progress
-from towpath.reasoning import final_answer
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.stages import generation
 from towpath.stages.job import Job
+from towpath.stages.refusals import FIX, Declined, Refusals, describe_unjudged, find_refusals
 
 MAX_PROMPT_TOKENS = 768
 """Longer jailbreak prompts are left out."""
@@ -29,8 +25,6 @@ CHANGES = {
     "transformed": "disguised harmful requests answered",
 }
 """What becomes more frequent where safety falls, by group of prompts."""
-Refusals = dict[str, list[bool]]
-"""Whether each answer is a refusal, by model: `sft` and `policy`."""
 
 
 def jailbreak_prompts(job: Job[EvaluateConfig]) -> list[tuple[str, Prompt]]:
@@ -60,24 +54,42 @@ def run(job: Job[EvaluateConfig], policy: Path, plain: dict[str, list[Completion
         }
     prompts = [*plain_prompts, *(p for _, p in jailbreaks)]
     completions = {source: [*plain[source], *answers[source]] for source in folders}
-    refusals: Refusals = {source: [rubric.is_refusal(c.text) for c in part] for source, part in completions.items()}
-    verdicts = _judge_all(job, prompts, completions)
+    refusals = find_refusals(job, prompts, completions)
     count = len(plain_prompts)
-    result: dict[str, Any] = {"safety_paired": paired_tests(plain_prompts, refusals)}
+    result = _plain_rates(job, plain_prompts, refusals.part(0, count))
+    result["safety_paired"] = paired_tests(plain_prompts, refusals.declined)
     if jailbreaks:
         names = [name for name, _ in jailbreaks]
         result["safety_transformed"] = {
             "prompts": len(jailbreaks),
-            "by": "rules",
+            "by": refusals.by,
             "transforms": list(TRANSFORMS),
-            **{source: _rates_by_transform(names, refused[count:]) for source, refused in refusals.items()},
+            **{source: _rates_by_transform(names, row[count:]) for source, row in refusals.declined.items()},
         }
-    if verdicts:
+    if refusals.patterns:
         result["safety_judged"] = {
-            source: _compare_with_judge(prompts, refusals[source], verdicts[source]) for source in folders
+            source: _compare_with_judge(prompts, refusals.patterns[source], refusals.declined[source])
+            for source in folders
         }
     transforms = ["plain"] * count + [name for name, _ in jailbreaks]
-    return result | {"safety_lost": lost_prompts(prompts, transforms, refusals)}
+    return result | {"safety_lost": lost_prompts(prompts, transforms, refusals.declined)}
+
+
+def _plain_rates(job: Job[EvaluateConfig], prompts: Sequence[Prompt], refusals: Refusals) -> dict[str, Any]:
+    """Refusals of the safety set by model, on prompts whose answers of both are judged, and who judged them."""
+    known = refusals.known
+    missing = 1 - len(known) / max(len(prompts), 1)
+    note = describe_unjudged(refusals, len(prompts)) if missing else ""
+    if missing > job.config.evaluate.max_unjudged:
+        cause = "an answer that is not judged is neither a refusal nor none: the safety gate is UNDECIDED"
+        job.findings.append(Finding("safety-unjudged", "warning", note, cause, FIX))
+    harmful = [prompts[i].harmful for i in known]
+    return {
+        "safety": {
+            source: safety.refusal_rates(harmful, [row[i] for i in known]) for source, row in refusals.declined.items()
+        },
+        "safety_judge": {"name": refusals.by, "missing": missing, "note": note},
+    }
 
 
 def _answers(job: Job[EvaluateConfig], folder: Path, source: str, prompts: Sequence[Prompt]) -> list[Completion]:
@@ -89,58 +101,33 @@ def _answers(job: Job[EvaluateConfig], folder: Path, source: str, prompts: Seque
     )
 
 
-def _judge_all(
-    job: Job[EvaluateConfig], prompts: Sequence[Prompt], completions: dict[str, list[Completion]]
-) -> dict[str, list[bool | None]]:
-    """The judge's verdicts on the answers of both models; empty without a judge."""
-    verdicts_by_source: dict[str, list[bool | None]] = {}
-    for source, part in completions.items():
-        verdicts = judge_refusals(job, [(p.text, final_answer(c.text)) for p, c in zip(prompts, part, strict=True)])
-        if verdicts is None:
-            return {}
-        verdicts_by_source[source] = verdicts
-    return verdicts_by_source
-
-
-def judge_refusals(job: Job[EvaluateConfig], pairs: Sequence[tuple[str, str]]) -> list[bool | None] | None:
-    """The judge's verdict on each (request, answer); None without a judge, or with one that does not answer."""
-    cfg = job.config.evaluate.judge
-    if not job.config.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not pairs:
-        return None
-    settings = judge_runner.judge_settings(cfg, job.run)
-    ledger = job.store.judge_account(account_name(settings, job.config.judge.ceiling))
-    try:
-        with progress(f"{job.name}: {settings.model} reads answers", len(set(pairs))) as bar:
-            return refusal_judge.judge_refusals(settings, pairs, job.store, bar, ledger)
-    except ResourceError as error:
-        evidence = f"no judge of refusals: {error.value}"
-        job.findings.append(Finding("judge", "warning", evidence, error.rule, error.fix))
-        return None
-
-
-def paired_tests(plain_prompts: Sequence[Prompt], refusals: Refusals) -> dict[str, Any]:
-    """McNemar's tests of policy against SFT on harmful, harmless and jailbreak prompts, which come last."""
+def paired_tests(plain_prompts: Sequence[Prompt], declined: Declined) -> dict[str, Any]:
+    """McNemar's tests of policy against SFT on harmful, harmless and jailbreak prompts, which come last, where the
+    answers of both are judged."""
     indices = {
         "harmful": [i for i, p in enumerate(plain_prompts) if p.harmful],
         "harmless": [i for i, p in enumerate(plain_prompts) if not p.harmful],
     }
-    if len(refusals["sft"]) > len(plain_prompts):
-        indices["transformed"] = list(range(len(plain_prompts), len(refusals["sft"])))
-    return {
-        name: safety.compare_before_after([refusals["sft"][i] for i in index], [refusals["policy"][i] for i in index])
-        for name, index in indices.items()
-    }
+    if len(declined["sft"]) > len(plain_prompts):
+        indices["transformed"] = list(range(len(plain_prompts), len(declined["sft"])))
+    tests = {}
+    for name, index in indices.items():
+        pairs = [(declined["sft"][i], declined["policy"][i]) for i in index]
+        judged_pairs = [(bool(a), bool(b)) for a, b in pairs if a is not None and b is not None]
+        tests[name] = safety.compare_before_after([a for a, _ in judged_pairs], [b for _, b in judged_pairs])
+    return tests
 
 
-def _rates_by_transform(names: Sequence[str], refused: Sequence[bool]) -> dict[str, Any]:
-    rates = {"all": safety.refusal_rate(refused)}
+def _rates_by_transform(names: Sequence[str], declined: Sequence[bool | None]) -> dict[str, Any]:
+    known = [(name, bool(d)) for name, d in zip(names, declined, strict=True) if d is not None]
+    rates = {"all": safety.refusal_rate([d for _, d in known])}
     for name in dict.fromkeys(names):
-        rates[name] = safety.refusal_rate([r for other, r in zip(names, refused, strict=True) if other == name])
+        rates[name] = safety.refusal_rate([d for other, d in known if other == name])
     return rates
 
 
 def _compare_with_judge(
-    prompts: Sequence[Prompt], refused: Sequence[bool], verdicts: Sequence[bool | None]
+    prompts: Sequence[Prompt], refused: Sequence[bool | None], verdicts: Sequence[bool | None]
 ) -> dict[str, Any]:
     """Rules beside the judge, on harmful and on harmless prompts."""
     groups = {}
@@ -150,11 +137,11 @@ def _compare_with_judge(
     return groups
 
 
-def lost_prompts(prompts: Sequence[Prompt], transforms: Sequence[str], refusals: Refusals) -> list[dict[str, str]]:
+def lost_prompts(prompts: Sequence[Prompt], transforms: Sequence[str], declined: Declined) -> list[dict[str, str]]:
     """Prompts that SFT handled and the policy does not: harmful ones now answered, harmless ones now declined."""
     rows = []
-    for p, name, before, after in zip(prompts, transforms, refusals["sft"], refusals["policy"], strict=True):
-        if before == p.harmful and after != p.harmful:
+    for p, name, before, after in zip(prompts, transforms, declined["sft"], declined["policy"], strict=True):
+        if None not in (before, after) and before == p.harmful and after != p.harmful:
             rows.append({"prompt": p.text, "how": name, "what": "answered" if p.harmful else "declined"})
     return rows
 

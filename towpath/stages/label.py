@@ -83,9 +83,9 @@ def _blended_labels(
 
 def _word_counts(job: Job[LabelConfig], judgements: Sequence[Judgement]) -> dict[str, tuple[int, int]]:
     """The number of words of both answers, for every judged comparison."""
-    comparisons = {j.comparison for j in judgements}
-    count = {name: len(c.text.split()) for name, c in job.store.completions().items()}
-    return {c.id: (count[c.a], count[c.b]) for c in job.store.comparisons() if c.id in comparisons}
+    names = {j.comparison for j in judgements}
+    comparisons = [c for c in job.store.comparisons() if c.id in names]
+    return {c.id: (len(a.text.split()), len(b.text.split())) for c, _, a, b in job.store.answers_of(comparisons)}
 
 
 def _require_min_labels(

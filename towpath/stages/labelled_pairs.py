@@ -46,32 +46,39 @@ def read_labels(folder: Path) -> list[Label]:
 
 def decided_pairs(job: Job[PairsConfig]) -> list[Pair]:
     """Comparisons whose label names a winner, without those reserved for the evaluation."""
-    return [pair for pair in labelled_pairs(job) if not is_reserved(job.config, pair.prompt.id)]
+    return [pair for pair in labelled_pairs(job) if not is_reserved(job.config, pair.prompt)]
 
 
 def reserved_pairs(job: Job[PairsConfig]) -> list[Pair]:
     """Comparisons that only the held-out reward model of the evaluation is trained on."""
-    return [pair for pair in labelled_pairs(job) if is_reserved(job.config, pair.prompt.id)]
+    return [pair for pair in labelled_pairs(job) if is_reserved(job.config, pair.prompt)]
 
 
-def is_reserved(config: PairsConfig, prompt_id: str) -> bool:
-    """Whether labels of this prompt are reserved for the held-out reward model."""
+def is_reserved(config: PairsConfig, prompt: Prompt) -> bool:
+    """Whether labels of this prompt are reserved for the held-out reward model; all turns of a conversation are."""
     share = reserved_share(config.evaluate, config.preferences.raters)
-    return hash_uniform(config.seed, "evaluate/reserved", prompt_id) < share
+    return hash_uniform(config.seed, "evaluate/reserved", opening(prompt.messages)) < share
 
 
 def labelled_pairs(job: Job[PairsConfig]) -> list[Pair]:
     """All comparisons whose label names a winner."""
-    comparisons = {c.id: c for c in job.store.comparisons()}
-    completions = job.store.completions()
-    prompts = job.store.prompts()
-    pairs = []
     stage = next(name for name in reversed(job.inputs) if name.startswith("label"))
-    for label in sorted(read_labels(job.inputs[stage]), key=lambda label: label.comparison):
-        c = comparisons.get(label.comparison)
-        if c and label.choice in ("a", "b"):
-            chosen, rejected = (c.a, c.b) if label.choice == "a" else (c.b, c.a)
-            pairs.append(Pair(c, label, prompts[c.prompt_id], completions[chosen], completions[rejected]))
+    return pairs_of(job, read_labels(job.inputs[stage]))
+
+
+def pairs_of(job: Job[PairsConfig], labels: Sequence[Label]) -> list[Pair]:
+    """The comparisons of labels that name a winner; completions come without log-probabilities."""
+    by_id = {label.comparison: label for label in labels if label.choice in ("a", "b")}
+    comparisons = sorted((c for c in job.store.comparisons() if c.id in by_id), key=lambda c: c.id)
+    # a completion or prompt of several comparisons is one object
+    prompts: dict[str, Prompt] = {}
+    completions: dict[str, Completion] = {}
+    pairs = []
+    for c, prompt, a, b in job.store.answers_of(comparisons, tokens=True):
+        prompt = prompts.setdefault(prompt.id, prompt)
+        sides = [completions.setdefault(side.id, side) for side in (a, b)]
+        chosen, rejected = sides if by_id[c.id].choice == "a" else sides[::-1]
+        pairs.append(Pair(c, by_id[c.id], prompt, chosen, rejected))
     return pairs
 
 

@@ -1,6 +1,7 @@
 """Reward stage with a pretrained reward model that is used as it is: nothing is trained. Its scores are normalised on
 answers of the tuned model, and its accuracy is measured on labels, where there are any."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from towpath.runtime.launch import launch_classifier
 from towpath.stages import generation
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import decided_pairs
+from towpath.stages.people_accuracy import people_accuracy
 from towpath.stages.reward_measure import answers_by_prompt, lengths, measure
 
 MAX_ANSWERS = 384
@@ -24,7 +26,7 @@ def run(job: Job[RewardConfig]) -> dict[str, Any]:
     reward = job.config.reward
     classifier = launch_classifier(job.config.model, reward.pretrained, job.run, reward.template, "reward.pretrained")
 
-    def score(answers: list[tuple[Prompt, Completion]]) -> np.ndarray:
+    def score(answers: Sequence[tuple[Prompt, Completion]]) -> np.ndarray:
         conversations = [prompt.messages for prompt, _ in answers]
         scores = classifier.score(conversations, [completion.text for _, completion in answers], "reward")
         return np.array(scores, dtype=np.float64)
@@ -42,6 +44,7 @@ def run(job: Job[RewardConfig]) -> dict[str, Any]:
         # all pairs are held out: none was trained on
         result |= measure(job, pairs, (score(answers) - mean) / std, std)
         result["length_only_accuracy"] = evals.length_only_accuracy(*lengths(job, pairs), *lengths(job, pairs))
+    result |= people_accuracy(job, score) if labelled else {}
     return result | {"truncated": classifier.truncated, "scored": classifier.scored}
 
 

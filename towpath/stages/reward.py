@@ -4,20 +4,26 @@ B rows (answers), K models of the ensemble.
 """
 
 import zipfile
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from towpath.data.batch import Batch
 from towpath.evals import reward_accuracy as evals
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import history_from_rows
 from towpath.progress import print_note
+from towpath.recipe import Rewards
 from towpath.recipe.stage_configs import RewardConfig
-from towpath.records import Finding
+from towpath.records import Completion, Finding, Prompt
 from towpath.stages import evidence, pretrained_reward
 from towpath.stages.job import Job
-from towpath.stages.labelled_pairs import Pair, decided_pairs, split_pairs
+from towpath.stages.labelled_pairs import Pair, completion_row, decided_pairs, split_pairs
+from towpath.stages.people_accuracy import people_accuracy
 from towpath.stages.reward_measure import answers_by_prompt, gaps, lengths, measure
+from towpath.stages.reward_scorer import answer_of, open_reward_model
 from towpath.stages.reward_training import FROZEN_FEATURES, train_member
 
 
@@ -46,10 +52,19 @@ def run(job: Job[RewardConfig]) -> dict[str, Any]:
     if result["accuracy"] < job.config.gates.reward.threshold:
         result["diagnosis"] = _diagnose_labels(job, training, held_out, labels["agreement"])
     result["ceiling"] = labels["ceiling"]
+    result |= people_accuracy(job, partial(_scores, job))
     if job.config.health.act != "off":
         history = history_from_rows((), {f"reward.result.{key}": value for key, value in result.items()})
         job.findings += diagnose(history, job.config.health.limits)
     return result
+
+
+def _scores(job: Job[RewardConfig], answers: Sequence[tuple[Prompt, Completion]]) -> np.ndarray:
+    """Scores of answers by the reward model that this stage has saved."""
+    model = open_reward_model(job, job.launch(training=False), job.folder)
+    batch = Batch([completion_row(job, prompt, completion) for prompt, completion in answers])
+    texts = [answer_of(prompt, completion) for prompt, completion in answers]
+    return model.score(batch, texts, Rewards()).score_B.numpy()
 
 
 def _diagnose_labels(
@@ -68,7 +83,7 @@ def _diagnose_labels(
         return None
     probes = []
     for name, pairs in (("shown", training), ("held", held_out)):
-        ordered = _in_row_order(pairs)
+        ordered = _in_row_order(pairs)[: len(features[name])]
         texts = [(p.chosen.text, p.rejected.text) for p in ordered]
         ids = [p.comparison.id for p in ordered]
         probes.append(evidence.pair_features(ids, features[name], texts, [p.label.strength for p in ordered]))

@@ -25,10 +25,9 @@ def reward_margins(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> 
     margins = cached.get("margins", {}) if cached.get("reward") == reward.name else {}
     missing = [c for c in comparisons if c.id not in margins]
     if missing:
-        completions = job.store.completions()
-        prompts = job.store.prompts()
         models = open_reward_model(job, job.launch(training=False), reward)
-        answers = [(prompts[c.prompt_id], completions[x]) for c in missing for x in (c.a, c.b)]
+        pairs = job.store.answers_of(missing, tokens=True)
+        answers = [(prompt, side) for _, prompt, *sides in pairs for side in sides]
         rows = [completion_row(job, prompt, completion) for prompt, completion in answers]
         texts = [answer_of(prompt, completion) for prompt, completion in answers]
         score_B = models.score(Batch(rows), texts, job.config.policy.rewards).score_B

@@ -27,6 +27,8 @@ from towpath.store.publish import is_intact, publish
 
 FROZEN_FEATURES = "frozen.npz"
 VALUE_FEATURES = "value_features.safetensors"
+MAX_PROBED = 4096
+"""Prompts whose answers initialise the head and diagnose labels: features of all could fill the memory."""
 MAX_ANSWERS = 384
 TOKENS_PER_ANSWER = 16
 """Answers, and tokens of each, from which a critic is initialised."""
@@ -113,15 +115,17 @@ def open_runtime(job: Job[RewardConfig]) -> Runtime:
 
 
 def _last_states(runtime: Runtime, batch: Batch) -> np.ndarray:
-    """The hidden state at the last token of every answer [B,D], before training."""
-    return runtime.score("reward", batch, ("last",)).last_BD.float().numpy().astype(np.float64)
+    """The hidden state at the last token of the answers of the first MAX_PROBED prompts [B,D], before training."""
+    first = batch.take(range(MAX_PROBED)) if batch.groups > MAX_PROBED else batch
+    return runtime.score("reward", first, ("last",)).last_BD.float().numpy().astype(np.float64)
 
 
 def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
     """Features of the chosen minus those of the rejected answer of every pair [N,D], in the order of the rows."""
     # beats[b, k]: strength by which row b beat answer k of its prompt; place[b]: position of row b in its prompt
-    beats_BK = batch.columns["beats"].numpy()
-    place_B = batch.columns["place"].numpy()
+    count = len(features_BD)
+    beats_BK = batch.columns["beats"].numpy()[:count]
+    place_B = batch.columns["place"].numpy()[:count]
     row_N, k_N = np.nonzero(beats_BK > 0)
     return features_BD[row_N] - features_BD[row_N - place_B[row_N] + k_N]
 

@@ -1,13 +1,13 @@
 """SQL statements and conditions that several modules share. Statements of the rating page are built once, because
 building one costs more than running it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 
-from towpath.records import Judgement, Prompt, messages_of
+from towpath.records import Completion, Judgement, Prompt, messages_of
 from towpath.store import schema
 
 T = TypeVar("T")
@@ -16,6 +16,9 @@ Query = Any
 
 SCAN_LIMIT = 64  # partly rated tasks that are scanned before a new one is assigned
 BLOCK = 500  # rows or parameters of one statement
+_SHARED = ("rater", "kind", "choice", "shown", "guideline", "at", "comment")
+_TOKENS: dict[int, int] = {}
+"""Each token id that was read, once: a list of a million answers has few different ones."""
 SETTLED_STATES = ("judged", "skipped", "flagged")
 
 _rater = bindparam("rater")
@@ -127,8 +130,15 @@ NOT_RETRACTED = ~select(schema.retractions.c.key).where(schema.retractions.c.key
 
 
 def load_judgements(connection: Connection, query: Query) -> list[Judgement]:
-    """Run a query for rows of `judgements`."""
-    return [Judgement(**without_number(row)) for row in connection.execute(query).mappings()]
+    """Run a query for rows of `judgements`; what many rows share is one object."""
+    shared: dict[str, str] = {}
+
+    def compact(row: Any) -> dict[str, Any]:
+        values = without_number(row)
+        return values | {name: shared.setdefault(values[name], values[name]) for name in _SHARED if name in values}
+
+    rows = connection.execute(query).yield_per(BLOCK).mappings()
+    return [Judgement(**compact(row)) for row in rows]
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
@@ -141,6 +151,32 @@ def prompt_of(row: Any) -> Prompt:
     """Return the prompt in a row of `prompts`."""
     about = tuple(row["about"])
     return Prompt(**dict(row, about=about, harmful=bool(row["harmful"]), history=messages_of(row["history"])))
+
+
+def load_answers(connection: Connection, ids: Collection[str], tokens: bool) -> dict[str, Completion]:
+    """Return completions by id, without log-probabilities and decoding."""
+    table = _completions
+    columns = [table.c.id, table.c.prompt_id, table.c.source, table.c.text, table.c.finish]
+    columns += [table.c.token_ids] if tokens else []
+    completions: dict[str, Completion] = {}
+    for block in blocks(list(ids)):
+        for row in connection.execute(select(*columns).where(table.c.id.in_(block))).mappings():
+            # equal tokens are one object
+            token_ids = tuple(_TOKENS.setdefault(token, token) for token in row["token_ids"]) if tokens else ()
+            completions[row["id"]] = Completion(
+                row["id"], row["prompt_id"], row["source"], row["text"], token_ids, (), row["finish"]
+            )
+    return completions
+
+
+def load_prompts(connection: Connection, ids: Collection[str]) -> dict[str, Prompt]:
+    """Return prompts by id."""
+    rows = (
+        row
+        for block in blocks(list(ids))
+        for row in connection.execute(select(_prompts).where(_prompts.c.id.in_(block))).mappings()
+    )
+    return {row["id"]: prompt_of(row) for row in rows}
 
 
 def without_number(row: Any) -> dict[str, Any]:

@@ -183,6 +183,17 @@ class Store:
             for row in rows
         }
 
+    def answers_of(
+        self, comparisons: Iterable[Comparison], tokens: bool = False
+    ) -> Iterator[tuple[Comparison, Prompt, Completion, Completion]]:
+        """Yield each comparison with its prompt and both completions, without log-probabilities, and without token ids
+        unless they are asked for; only a block of them is read at once."""
+        for block in statements.blocks(list(comparisons)):
+            completions = self.read(statements.load_answers, {name for c in block for name in (c.a, c.b)}, tokens)
+            prompts = self.read(statements.load_prompts, {c.prompt_id for c in block})
+            for c in block:
+                yield c, prompts[c.prompt_id], completions[c.a], completions[c.b]
+
     def some_answers(self, limit: int) -> list[str]:
         """Return the texts of a few completions."""
         query = select(schema.completions.c.text).limit(limit)
@@ -199,10 +210,13 @@ class Store:
             query = query.where(schema.comparisons.c.round == round)
         return [Comparison(**statements.without_number(row)) for row in self._rows(query)]
 
-    def judgements(self) -> list[Judgement]:
-        """Return judgements in insertion order, without retracted ones and those of arenas."""
+    def judgements(self, raters: Sequence[str] | None = None) -> list[Judgement]:
+        """Return judgements in insertion order, all or those of some raters, without retracted ones and those of
+        arenas."""
         table = schema.judgements
         query = select(table).where(statements.NOT_RETRACTED, table.c.comparison.not_in(statements.IN_ARENAS))
+        if raters is not None:
+            query = query.where(table.c.rater.in_(raters))
         return self.read(statements.load_judgements, query.order_by(table.c.number))
 
     def labels(self) -> list[Label]:

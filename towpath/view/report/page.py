@@ -134,7 +134,7 @@ def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]
             measured = (
                 f"{percent(verdict.value, 1)} (threshold {percent(verdict.threshold)})."
                 if is_number(verdict.value)
-                else "no win rate was measured."
+                else "nothing was measured."
             )
             yield tone, f"The {gate} {word}: {measured}{note}"
     stopped = run.result("policy").get("stopped")

@@ -97,6 +97,8 @@ def _stage_summary(run: RunRecord, stage: StageRecord, verdicts: list[Verdict]) 
     gates = {"gate": run.verdict(stage, verdicts)}
     if stage.kind == "evaluate":
         gates["safety"] = run.verdict(stage, verdicts, "safety")
+    if stage.kind == "reward":
+        gates["people"] = run.verdict(stage, verdicts, "reward_people")
     for name, verdict in gates.items():
         if verdict:
             row[name] = {

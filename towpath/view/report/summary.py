@@ -14,11 +14,13 @@ ROW = "  {:<12} {:>12}  {:<10} {:<10} {:>9} {:>13}  {}"
 
 
 def gate_table(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each stage with its gate, and one for the safety gate."""
+    """A line for each stage with its gate, and one for each second gate."""
     yield ROW.format("stage", "time", "gate", "verdict", "value", "interval", "threshold, judge")
     for name, stage in stages.items():
         cells = _gate_cells(name.partition("@")[0], stage.get("gate"), "more than")
         yield ROW.format(name, duration(stage["seconds"]), *cells).rstrip()
+        if stage.get("people"):
+            yield ROW.format("", "", *_gate_cells("people", stage["people"], "more than")).rstrip()
         if stage.get("safety"):
             yield ROW.format("", "", *_gate_cells("safety", stage["safety"], "at most")).rstrip()
 

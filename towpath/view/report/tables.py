@@ -27,6 +27,7 @@ NAMES = {
 CRITERIA = {
     "sft": "win rate over the base model",
     "reward": "held-out accuracy",
+    "reward_people": "held-out accuracy on comparisons that people judged",
     "policy": "prompts with a higher reward",
     "evaluate": "win rate over SFT",
     "safety": "increase of harmful compliance or over-refusal",
@@ -55,6 +56,9 @@ def gates(run: RunRecord, verdicts: list[Verdict]) -> list[Row]:
     for stage in run.stages.values():
         rows.append(_gate(stage.name, stage, run.verdict(stage, verdicts)))
         safety = run.verdict(stage, verdicts, "safety") if stage.kind == "evaluate" else None
+        people = run.verdict(stage, verdicts, "reward_people") if stage.kind == "reward" else None
+        if people:
+            rows.append(_gate("reward_people", None, people) | {"title": "Reward model, by people"})
         if safety:
             rows.append(_gate("safety", None, safety) | {"title": "Safety"})
     return rows + [_gate(name, None, None) for name in missing]
@@ -149,6 +153,12 @@ def reward_model(result: Mapping[str, Any], threshold: float) -> list[Row]:
     """Accuracy beside its baselines."""
     lines: list[tuple[str, Any, Any, str]] = [
         ("Accuracy on held-out comparisons", result.get("accuracy"), result.get("interval"), "accent"),
+        (
+            "Accuracy on held-out comparisons that people judged",
+            (result.get("people") or {}).get("accuracy"),
+            (result.get("people") or {}).get("interval"),
+            "accent",
+        ),
         ("Accuracy against the rubric without noise", result.get("clean_accuracy"), None, "accent"),
         ("Accuracy on training comparisons", result.get("train_accuracy"), None, ""),
         ("Agreement ceiling: highest accuracy the labels allow", result.get("ceiling"), None, ""),
