@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+import towpath
 from towpath.data import corpus_reader
 from towpath.data.corpus_reader import match_files
 from towpath.errors import DataError
 from towpath.recipe import Data
+from towpath.run import arguments
 
 datasets: Any = pytest.importorskip("datasets", reason="datasets is not installed")
 ROWS = [
@@ -84,3 +86,26 @@ def test_a_damaged_arrow_file_is_a_refused_row(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="not an Arrow stream"):
         corpus_reader.read_corpus(tmp_path, data_of("rows"), 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no fingerprint")
+def test_train_takes_data_sets_as_they_are(tmp_path: Path) -> None:
+    def reward(prompts: list[str], completions: list[str], domain: list[str]) -> list[float]:
+        assert set(domain) == {"cooking"}
+        return [-float(len(text)) for text in completions]
+
+    rows = datasets.Dataset.from_list([row | {"prompt": f"{row['prompt']} {i}"} for i in range(3) for row in ROWS])
+    trained = towpath.train(
+        "grpo",
+        model="tiny",
+        prompts=rows,
+        reward=reward,
+        steps=1,
+        folder=tmp_path,
+        max_new_tokens=3,
+        rollout=4,
+        group=2,
+    )
+    assert trained.result["steps"] == 1
+    pairs = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    assert arguments.pairs(pairs)[0][1:] == ("b", "c")
