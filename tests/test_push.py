@@ -25,9 +25,9 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
         if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            self.received["private"] = asked.get("private", asked.get("visibility") == "private")
-            self.reply({"url": f"{constants.ENDPOINT}/team/{asked['name']}"})
+            request = json.loads(body)
+            self.received["private"] = request.get("private", request.get("visibility") == "private")
+            self.reply({"url": f"{constants.ENDPOINT}/team/{request['name']}"})
         elif self.path == "/api/validate-yaml":
             self.received["card"] = json.loads(body)["content"]
             self.reply({"errors": [], "warnings": []})
@@ -103,5 +103,5 @@ def test_a_push_that_fails_says_how_to_sign_in(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_command_names_its_options() -> None:
-    shown = towpath("export", "--help").stdout
-    assert "--push" in shown and "--public" in shown
+    text = towpath("export", "--help").stdout
+    assert "--push" in text and "--public" in text

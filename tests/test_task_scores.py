@@ -76,13 +76,13 @@ def test_an_unknown_task_is_an_error_that_names_it(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "error", "lower", "found"),
+    ("before", "after", "error", "lower", "is_finding"),
     [(0.8, 0.6, 0.05, False, True), (0.8, 0.7, 0.05, False, False), (0.6, 0.8, 0.05, False, False),
      (2.0, 3.0, 0.1, True, True), (3.0, 2.0, 0.1, True, False), (0.8, 0.6, 0.0, False, False)],
 )  # fmt: skip
 def test_a_fall_beyond_the_interval_is_a_finding(
-    before: float, after: float, error: float, lower: bool, found: bool
+    before: float, after: float, error: float, lower: bool, is_finding: bool
 ) -> None:
     row = {"sft": {"value": before, "error": error}, "policy": {"value": after, "error": error}}
     findings = task_scores.regression_findings({"t": {"m": row}}, {("t", "m")} if lower else set())
-    assert [f.code for f in findings] == ["task-regression"] * found
+    assert [f.code for f in findings] == ["task-regression"] * is_finding
