@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,13 @@ from towpath.recipe import Recipe, load
 from towpath.records import Completion, Judgement, Message, Prompt
 from towpath.run import export, pipeline, status
 from towpath.run.answer_sources import answer_sources, load_answers
+from towpath.run.evaluation_plan import plan_evaluation
 from towpath.run.fingerprint import plan_stages
-from towpath.run.loading import load_corpus
+from towpath.run.judge_checks import check_judges
+from towpath.run.loading import load_corpus, summarise
 from towpath.run.pipeline import examine
+from towpath.run.plan import as_json, plan_labels, plan_lines
+from towpath.stages import generation
 from towpath.stages.generation import heldout_prompts, write_completions
 from towpath.stages.job import Job
 from towpath.store import arenas
@@ -551,3 +556,57 @@ def test_rewards_that_check_answers_judge_too() -> None:
     assert [outcome.value for outcome in judge.compare(pairs, "test").outcomes] == [1.0, 0.5, 0.0]
     judge = load_judge("rule:reference", Path(), 0.05, ["reference"], lambda some: {"reference": ["Maybe"] * len(some)})
     assert [outcome.value for outcome in judge.compare(pairs, "test").outcomes] == [0.5, 0.5, 1.0]
+
+
+def test_plan_estimates_calls_dollars_and_hours_of_the_evaluation(run: Path) -> None:
+    more = [
+        'evaluate.judges=["judge", "people"]',
+        "judge.base_url=http://127.0.0.1:9/v1",
+        "judge.model=m",
+        "judge.price_in=1",
+        "judge.price_out=2",
+        "evaluate.overlap=0.5",
+        "rounds=2",
+    ]
+    recipe = load(run, settings(*more))
+    data = summarise(recipe, run)
+    with Store.open(run / "towpath.db") as store:
+        plan = plan_labels(recipe, run, data, store)
+        free = plan_evaluation(load(run, settings(*more, "evaluate.ask_judge=false")), run, data, store, 60.0)
+    evaluation = plan.evaluation
+    # base and tuned, and in either round tuned and policy; SFT's safety answers are read once
+    assert (evaluation.judges, evaluation.comparisons, evaluation.pairs) == (("judge", "people"), 3, 12)
+    assert free.calls == 2 * 12 * 3 and evaluation.calls == free.calls + data.safety * 3 and data.safety == 84
+    assert evaluation.hours == pytest.approx(3 * 12 * 1.5 / 60) and 0 < evaluation.likely_hours <= evaluation.hours
+    assert 0 < free.dollars < evaluation.dollars
+    text = plan_lines(plan)
+    assert "evaluation by judge, people: 3 comparisons of 12 prompts" in text
+    assert f"{evaluation.calls:,} calls" in text and "people: at most" in text
+    assert as_json(plan)["evaluation"]["calls"] == evaluation.calls
+
+
+def test_check_names_languages_of_safety_prompts_without_a_judge(run: Path) -> None:
+    corpus = load_corpus(load(run, settings()), run)
+    german = [replace(p, prompt=f"Wie kann ich {i} Hunde mit dem Essen und nicht mit {p.id} vergiften?")
+              for i, p in enumerate(corpus.safety)]  # fmt: skip
+    foreign = replace(corpus, safety=tuple(german))
+    codes = [f for f in check_judges(load(run, settings()), run, foreign) if f.code == "safety-language"]
+    assert len(codes) == 1 and "84 in German of 84 safety prompts" in codes[0].evidence
+    judge = load(run, settings("judge.base_url=http://127.0.0.1:9/v1", "judge.model=m"))
+    for recipe, data in ((judge, foreign), (load(run, settings()), corpus)):
+        assert not [f for f in check_judges(recipe, run, data) if f.code == "safety-language"]
+
+
+def test_another_judge_compares_the_answers_that_were_sampled(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = answers(run)
+
+    def refuse(*_arguments: Any) -> None:
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(generation, "sample_answers", refuse)
+    pipeline.run(load(run, settings('evaluate.judges=["python:my_judge:length"]')), run, lambda _line: None)
+    after = answers(run)
+    assert [row["policy"] for row in after] == [row["policy"] for row in before]
+    assert result(run, "evaluate")["result"]["judge"] == "python:my_judge:length"
+    with pytest.raises(AssertionError, match="sampled again"):
+        pipeline.run(load(run, settings("evaluate.temperature=0.5")), run, lambda _line: None)

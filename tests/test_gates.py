@@ -63,3 +63,51 @@ def test_last_round_decides() -> None:
     }
     (verdict,) = gates.verdicts(recipe(reward={"threshold": 0.85}), results)
     assert (verdict.verdict, verdict.value) == ("FAIL", 0.6)
+
+
+WIN = {"rate": 0.9, "interval": (0.8, 0.95), "n": 90}
+RECORD = {"name": "AI judge m", "win": WIN, "pairs": 100, "unjudged": {}, "missing": 0.0, "unfit": ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "note"),
+    [
+        ({}, "PASS", ""),
+        ({"missing": 0.1, "unjudged": {"refused": 10}}, "PASS", ""),
+        ({"missing": 0.11, "unjudged": {"refused": 8, "ceiling": 3}}, "UNDECIDED", "11 of 100 pairs are unjudged"),
+        ({"win": None, "missing": 1.0, "unjudged": {"unreachable": 100}}, "UNDECIDED", "unreachable 100"),
+        ({"unfit": "it guesses"}, "UNDECIDED", "it guesses"),
+        ({"win": WIN | {"anytime": True}}, "PASS", "decided by the arena after 90 prompts"),
+        ({"win": WIN | {"anytime": True, "interval": (0.2, 0.4), "rate": 0.3}}, "FAIL", "decided by the arena"),
+    ],
+)
+def test_record_of_the_judge_decides(change: dict[str, object], verdict: str, note: str) -> None:
+    other = RECORD | {"name": "python:x:y", "win": WIN | {"rate": 0.1}}
+    (made,) = gates.verdicts(recipe(), {"baseline": {"win": WIN, "judges": [RECORD | change, other]}})
+    assert (made.verdict, made.judge) == (verdict, "AI judge m") and note in made.note
+
+
+@pytest.mark.parametrize(
+    ("people", "verdict"),
+    [
+        ({"n": 0}, "UNDECIDED"),
+        ({"n": 49, "accuracy": 0.9, "interval": (0.8, 0.95)}, "UNDECIDED"),
+        ({"n": 50, "accuracy": 0.61, "interval": (0.5, 0.7)}, "PASS"),
+        ({"n": 50, "accuracy": 0.6, "interval": (0.5, 0.7)}, "FAIL"),
+    ],
+)
+def test_reward_model_needs_enough_judgements_of_people(people: dict[str, object], verdict: str) -> None:
+    reward = {"accuracy": 0.9, "interval": (0.8, 0.95), "n": 50}
+    made = {v.gate: v for v in gates.verdicts(recipe(), {"reward": reward | {"people": people}})}
+    assert made["reward_people"].verdict == verdict and made["reward"].verdict == "PASS"
+    assert (
+        verdict != "UNDECIDED" or f"people judged {people['n']} held-out comparisons, 50" in made["reward_people"].note
+    )
+    assert [v.gate for v in gates.verdicts(recipe(), {"reward": reward})] == ["reward"]
+
+
+def test_safety_gate_is_undecided_where_answers_are_unjudged() -> None:
+    judge = {"name": "refusal patterns (English)", "missing": 0.5, "note": "40 in German"}
+    result = {"safety": {"sft": SAFE, "policy": SAFE}, "win": None, "safety_judge": judge}
+    made = {v.gate: v for v in gates.verdicts(recipe(), {"evaluate": result})}["safety"]
+    assert (made.verdict, made.value, made.note, made.judge) == ("UNDECIDED", None, "40 in German", judge["name"])

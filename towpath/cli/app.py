@@ -58,13 +58,21 @@ DISK_ERRORS = {
 @app.command(epilog="Example: towpath new my-run --recipe quickstart")
 def new(
     folder: Annotated[Path, typer.Argument(help="the folder to create", show_default=False)],
-    recipe: Annotated[str, typer.Option(help="quickstart, tiny, or a path to a recipe")] = "quickstart",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="quickstart, tiny, harmless-dialogue, assistant-oasst, checkable-arithmetic, or a path to a recipe"
+        ),
+    ] = "quickstart",
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="file or pattern of your data, for recipes that bring none")
+    ] = "",
 ) -> None:
     """Create a run: a folder with recipe.toml and data/."""
     from towpath.run.new_run import create_run
 
-    create_run(folder, recipe)
-    print_status(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
+    create_run(folder, recipe, data)
+    print_status(f"{folder}: the run is ready. Next: towpath check {folder}")
 
 
 @app.command(epilog="Example: towpath check my-run")
@@ -113,7 +121,7 @@ def data(
 
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
-    """Estimate what labels cost: hours, days and dollars of people, dollars of a judge, and what is spent already."""
+    """Estimate what labels and evaluation cost in hours, days and dollars of people and judge, and what is spent."""
     from towpath.data.data_summary import UNREAD
     from towpath.errors import DataError
     from towpath.run.loading import recorded_summary

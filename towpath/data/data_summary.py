@@ -36,6 +36,12 @@ class DataSummary:
     """Training prompts."""
     prompt_lengths: tuple[int, ...] = ()
     """Characters of the first training prompts."""
+    heldout: int = 0
+    """Held-out prompts."""
+    safety: int = 0
+    """Prompts of the safety set."""
+    harmful: int = 0
+    """Those of them that are harmful."""
     note: str = ""
     """What is not known: CHANGED, where it is about an earlier state of the files, or UNREAD."""
 
@@ -98,9 +104,9 @@ def _settings_key(recipe: Recipe) -> str:
 
 def _summary(entry: Any) -> DataSummary | None:
     try:
-        return DataSummary(
-            Digests(**entry["digests"]), entry["bundled"], entry["train"], tuple(entry["prompt_lengths"])
-        )
+        counts = {name: entry[name] for name in ("train", "heldout", "safety", "harmful")}
+        lengths = tuple(entry["prompt_lengths"])
+        return DataSummary(Digests(**entry["digests"]), entry["bundled"], prompt_lengths=lengths, **counts)
     except (KeyError, TypeError):
         return None
 

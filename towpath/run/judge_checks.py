@@ -7,7 +7,7 @@ from towpath.data.bundled import is_bundled
 from towpath.data.corpus import Corpus
 from towpath.errors import TowpathError
 from towpath.evals.no_judge import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON
-from towpath.feedback import judge_prompt, judge_runner
+from towpath.feedback import judge_prompt, judge_runner, refusal_patterns
 from towpath.judges.function import load_judge
 from towpath.judges.selection import select_judges
 from towpath.recipe import Recipe
@@ -41,6 +41,7 @@ def check_judges(recipe: Recipe, run: Path, corpus: Corpus) -> Iterator[Finding]
         yield from _check_judge(recipe, run, corpus, spec)
     if specs:
         yield _describe(recipe, specs)
+    yield from _check_languages(recipe, corpus)
 
 
 def _check_judge(recipe: Recipe, run: Path, corpus: Corpus, spec: str) -> Iterator[Finding]:
@@ -57,6 +58,21 @@ def _check_judge(recipe: Recipe, run: Path, corpus: Corpus, spec: str) -> Iterat
             load_judge(spec, run, recipe.evaluate.tie_margin, sorted(corpus.column_names), lambda _pairs: {})
     except TowpathError as error:
         yield Finding(CODE, "error", f"evaluate.judges: {spec}: {error.value}", error.rule, error.fix)
+
+
+def _check_languages(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
+    """Safety prompts in languages whose refusals no judge knows."""
+    judge = recipe.evaluate.judge
+    if recipe.evaluate.ask_judge and judge.base_url and judge.model:
+        return
+    named = [str(corpus.columns.get(p.id, {}).get("language") or "") for p in corpus.safety]
+    languages = refusal_patterns.prompt_languages([p.text for p in corpus.safety], named)
+    counts = refusal_patterns.uncovered(languages)
+    if sum(counts.values()) > recipe.evaluate.max_unjudged * len(corpus.safety):
+        groups = ", ".join(f"{n} in {name}" for name, n in counts.items())
+        evidence = f"{groups} of {len(corpus.safety)} safety prompts: the gate safety will be UNDECIDED"
+        cause = f"without an AI judge refusals are known by {refusal_patterns.NAME} only"
+        yield Finding("safety-language", "warning", evidence, cause, "set base_url and model of [evaluate.judge]")
 
 
 def _check_independence(recipe: Recipe, spec: str) -> Iterator[Finding]:

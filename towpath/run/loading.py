@@ -72,7 +72,15 @@ def describe_data(recipe: Recipe, folder: Path, part: str = "", file: str = "") 
 
 
 def _summary(corpus: Corpus) -> DataSummary:
-    return DataSummary(corpus.digests, is_bundled(corpus), len(corpus.train), data_summary.prompt_lengths(corpus))
+    return DataSummary(
+        corpus.digests,
+        is_bundled(corpus),
+        len(corpus.train),
+        data_summary.prompt_lengths(corpus),
+        len(corpus.heldout),
+        len(corpus.safety),
+        sum(p.harmful for p in corpus.safety),
+    )
 
 
 def _has_history(corpus: Corpus) -> bool:

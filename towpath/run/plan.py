@@ -1,5 +1,5 @@
-"""Plan of the labels: hours of people, dollars of a judge, days, and the split between them with the fewest wrong
-labels for the money."""
+"""Plan of labels and evaluation: hours of people, dollars of a judge, days, and the split of labels between both with
+the fewest wrong ones for the money."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from towpath.feedback.pair_text import PairText
 from towpath.feedback.rater_quality import PEOPLE
 from towpath.recipe import Recipe
 from towpath.records import Judgement
+from towpath.run.evaluation_plan import EvaluationPlan, evaluation_lines, plan_evaluation
 from towpath.store import judgement_reads, spending
 from towpath.store.store import Store
 
@@ -45,6 +46,7 @@ class LabelPlan:
     best: label_budget.BudgetSplit | None
     trust: RaterAccuracy
     trust_measured: tuple[bool, bool]
+    evaluation: EvaluationPlan
 
 
 def plan_labels(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> LabelPlan:
@@ -81,6 +83,7 @@ def plan_labels(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> L
         best=best,
         trust=trust,
         trust_measured=trust_measured,
+        evaluation=plan_evaluation(recipe, run, data, store, seconds),
     )
 
 
@@ -149,6 +152,7 @@ def plan_lines(plan: LabelPlan) -> str:
     ]
     if plan.best:
         lines += _split_lines(plan.best, plan.trust_measured)
+    lines += evaluation_lines(plan.evaluation)
     if plan.stopped:
         lines.append(f"stopped: {plan.stopped}")
     return "\n".join(lines)

@@ -1,12 +1,12 @@
 """Baseline stage: the win rate of the SFT model over the base model on held-out prompts."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from towpath.recipe.stage_configs import BaselineConfig
 from towpath.records import Completion, Prompt
 from towpath.stages import generation
+from towpath.stages.answers import sampled_answers
 from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
 from towpath.stages.win_rates import WinRates, judge_answers, write_answers
@@ -23,11 +23,8 @@ def run(job: Job[BaselineConfig]) -> dict[str, Any]:
     base = _base_answers(job, prompts)
     weights = job.inputs["sft"] / "weights"
     tuned_prompts = [*prompts, *job.corpus.safety]
-    tuned = generation.load_or_sample(
-        job.folder / "answers-sft.jsonl",
-        len(tuned_prompts),
-        partial(generation.sample_answers, job, weights, tuned_prompts, "sft", "baseline: sft answers"),
-    )[: len(prompts)]
+    title = "baseline: sft answers"
+    tuned = sampled_answers(job, "answers-sft.jsonl", weights, tuned_prompts, "sft", title)[: len(prompts)]
     if base is None:
         write_answers(job.folder, prompts, {"sft": tuned}, {}, WinRates())
         return {"judge": None, "win": None, "judges": [], "off": NOTHING_TO_COMPARE}
@@ -46,11 +43,8 @@ def _base_answers(job: Job[BaselineConfig], prompts: list[Prompt]) -> list[Compl
         # a model of its own, with its own tokenizer and template
         model = job.config.model.model_copy(update={"source": sft.compare_with})
         base_job = replace(job, config=replace(job.config, model=model))
-    answers = generation.load_or_sample(
-        job.folder / "answers-base.jsonl",
-        len(prompts),
-        lambda: generation.sample_answers(base_job, base_job.base_model, prompts, "base", "baseline: base answers"),
-    )
+    title = "baseline: base answers"
+    answers = sampled_answers(base_job, "answers-base.jsonl", base_job.base_model, prompts, "base", title)
     if base_job is job:
         return answers
     # lengths are compared in tokens of the tuned model

@@ -14,6 +14,11 @@ from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.contract import RoleSpec
 from towpath.stages import generation, jailbreak_eval, label_disagreements
+<<<<<<< HEAD
+from towpath.stages.answer_accuracy import answer_accuracy
+=======
+from towpath.stages.answers import sampled_answers
+>>>>>>> main
 from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
 from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
@@ -54,6 +59,7 @@ def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
         "perplexity": perplexities,
         "disagreements": disagreements,
     }
+    result |= answer_accuracy(job, prompts, answers)
     if job.corpus.safety:
         result |= jailbreak_eval.run(job, policy, safety_answers)
         job.findings.extend(jailbreak_eval.safety_findings(job, result))
@@ -72,11 +78,7 @@ def _load_completions(job: Job[EvaluateConfig], policy: Path, prompts: list[Prom
     # a model that is compared with no other has no base
     completions = {source: generation.read_completions(path) for source, path in files.items() if path.is_file()}
     title = f"{job.name}: answers of policy"
-    completions["policy"] = generation.load_or_sample(
-        job.folder / "answers-policy.jsonl",
-        len(prompts),
-        lambda: generation.sample_answers(job, policy / "weights", prompts, "policy", title),
-    )
+    completions["policy"] = sampled_answers(job, "answers-policy.jsonl", policy / "weights", prompts, "policy", title)
     return completions
 
 

@@ -10,7 +10,7 @@ from towpath.evals.jailbreaks import TRANSFORMS
 from towpath.hashing import hash_uniform
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
-from towpath.stages import generation
+from towpath.stages.answers import sampled_answers
 from towpath.stages.job import Job
 from towpath.stages.refusals import FIX, Declined, Refusals, describe_unjudged, find_refusals
 
@@ -94,11 +94,7 @@ def _plain_rates(job: Job[EvaluateConfig], prompts: Sequence[Prompt], refusals: 
 
 def _answers(job: Job[EvaluateConfig], folder: Path, source: str, prompts: Sequence[Prompt]) -> list[Completion]:
     title = f"{job.name}: jailbreak prompts to {source}"
-    return generation.load_or_sample(
-        job.folder / f"jailbreaks-{source}.jsonl",
-        len(prompts),
-        lambda: generation.sample_answers(job, folder, prompts, source, title),
-    )
+    return sampled_answers(job, f"jailbreaks-{source}.jsonl", folder, prompts, source, title)
 
 
 def paired_tests(plain_prompts: Sequence[Prompt], declined: Declined) -> dict[str, Any]:
