@@ -14,11 +14,8 @@ from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.contract import RoleSpec
 from towpath.stages import generation, jailbreak_eval, label_disagreements
-<<<<<<< HEAD
 from towpath.stages.answer_accuracy import answer_accuracy
-=======
 from towpath.stages.answers import sampled_answers
->>>>>>> main
 from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
 from towpath.stages.evaluation_judges import Contest
 from towpath.stages.job import Job
