@@ -99,9 +99,7 @@ def measured(step: Callable[[Path, int], int], folder: Path, count: int, out: An
     rows = step(folder, count)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = round(time.process_time() - began, 1)
-    out.send(
-        {"completions": count, "step": step.__name__, "rows": rows, "cpu": seconds, "mib": round(peak - before)}
-    )
+    out.send({"completions": count, "step": step.__name__, "rows": rows, "cpu": seconds, "mib": round(peak - before)})
 
 
 def main() -> None:
