@@ -227,6 +227,21 @@ def _parse_parquet(content: BinaryIO) -> Rows:
             yield number + 1, f"not Parquet: {reason}; the rows from here on were not read"
 
 
+def _parse_arrow(content: BinaryIO) -> Rows:
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.ipc.open_stream(content) as batches:  # pyright: ignore[reportArgumentType]
+            for batch in batches:
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        yield number + 1, f"not an Arrow stream: {reason}; the rows from here on were not read"
+
+
 def _write_jsonl(path: Path, rows: Iterable[Cells]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -264,6 +279,7 @@ def _write_parquet(path: Path, rows: Sequence[Cells]) -> None:
 
 
 _READERS: dict[str, Callable[[BinaryIO], Rows]] = {
+    ".arrow": _parse_arrow,
     ".jsonl": json_rows,
     ".json": _parse_json,
     ".csv": _parse_csv,
