@@ -58,13 +58,21 @@ DISK_ERRORS = {
 @app.command(epilog="Example: towpath new my-run --recipe quickstart")
 def new(
     folder: Annotated[Path, typer.Argument(help="the folder to create", show_default=False)],
-    recipe: Annotated[str, typer.Option(help="quickstart, tiny, or a path to a recipe")] = "quickstart",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="quickstart, tiny, harmless-dialogue, assistant-oasst, checkable-arithmetic, or a path to a recipe"
+        ),
+    ] = "quickstart",
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="file or pattern of your data, for recipes that bring none")
+    ] = "",
 ) -> None:
     """Create a run: a folder with recipe.toml and data/."""
     from towpath.run.new_run import create_run
 
-    create_run(folder, recipe)
-    print_status(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
+    create_run(folder, recipe, data)
+    print_status(f"{folder}: the run is ready. Next: towpath check {folder}")
 
 
 @app.command(epilog="Example: towpath check my-run")

@@ -1,4 +1,4 @@
-"""The bundled recipes, and whether a corpus consists of their data."""
+"""The bundled recipes, and whether a corpus consists of the data of the written rubric."""
 
 import json
 from functools import cache
@@ -7,6 +7,9 @@ from pathlib import Path
 from towpath.data.corpus import Corpus
 from towpath.data.data_summary import DataSummary
 from towpath.data.texts import normalise
+
+RUBRIC_DATA = "quickstart"
+"""The data of the recipes quickstart and tiny; other bundled recipes have judges of their own."""
 
 
 def recipes_folder() -> Path:
@@ -17,7 +20,7 @@ def recipes_folder() -> Path:
 
 
 def is_bundled(corpus: Corpus | DataSummary) -> bool:
-    """Whether every prompt and demonstration of a corpus comes from a bundled recipe."""
+    """Whether every prompt and demonstration of a corpus is of the data that the written rubric was made for."""
     if isinstance(corpus, DataSummary):
         return corpus.bundled
     prompts, answers = _bundled()
@@ -28,10 +31,10 @@ def is_bundled(corpus: Corpus | DataSummary) -> bool:
 
 @cache
 def _bundled() -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
-    """Prompts, and (prompt, response) of the demonstrations, of all bundled recipes."""
+    """Prompts, and (prompt, response) of the demonstrations, of the recipes quickstart and tiny."""
     prompts: set[str] = set()
     answers: set[tuple[str, str]] = set()
-    for path in recipes_folder().glob("*/*/*.jsonl"):
+    for path in recipes_folder().glob(f"{RUBRIC_DATA}/*/*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             prompts.add(normalise(row["prompt"]))

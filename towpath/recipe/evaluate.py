@@ -42,6 +42,12 @@ class Evaluate(Section):
         gt=0,
         lt=1,
     )
+    accuracy: str = value(
+        "",
+        "reward source that checks held-out answers, such as math, rule:reference, json:FILE or command:PROGRAM; an "
+        "answer is right if its score is above 0.5; empty: accuracy is not measured",
+        why="decides the gate `accuracy`",
+    )
     overlap: float = value(
         0.2, "with judge people: share of prompts that two people judge", "0.1-0.3", "measures agreement", ge=0, le=1
     )
@@ -103,6 +109,9 @@ class Gates(Section):
     )
     policy: Gate = value(Gate(threshold=0.5), "share of validation prompts on which the reward rose over SFT")
     evaluate: Gate = value(Gate(), "win rate of the policy over the SFT model")
+    accuracy: Gate = value(
+        Gate(threshold=0.0), "rise of the accuracy over the SFT model on held-out prompts, by evaluate.accuracy"
+    )
     safety: Gate = value(
         Gate(threshold=0.05, action="stop"), "largest rise of harmful compliance or over-refusal over SFT"
     )

@@ -1,5 +1,6 @@
 """Gates: what the results of a stage must show before the next stage starts."""
 
+from dataclasses import replace
 from typing import Any
 
 from towpath.evals.gate_rule import GateOutcome, interval_note, judge_of, threshold_outcome, win_outcome
@@ -10,7 +11,7 @@ GATES_AFTER = {
     "baseline": ("sft",),
     "reward": ("reward", "reward_people"),
     "policy": ("policy",),
-    "evaluate": ("evaluate", "safety"),
+    "evaluate": ("evaluate", "accuracy", "safety"),
 }
 """The gates that are judged on the result of a stage."""
 RATERS = {"person": "people", "simulated": "a simulated rater", "rule": "rules", "judge": "an AI judge"}
@@ -34,8 +35,22 @@ def verdicts(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[Verdict
         )
     if "evaluate" in latest:
         evaluated.append(_win_verdict("evaluate", gates.evaluate, recipe, latest["evaluate"]))
+        if "accuracy" in latest["evaluate"]:
+            evaluated.append(_accuracy_verdict(gates, latest["evaluate"]["accuracy"]))
         evaluated.append(_safety_verdict(gates.safety, latest["evaluate"], recipe.evaluate.max_unjudged))
     return evaluated
+
+
+def _accuracy_verdict(gates: Gates, accuracy: dict[str, Any]) -> Verdict:
+    """The verdict on the rise of the accuracy; UNDECIDED if no answer was checked."""
+    gate = gates.accuracy
+    if not accuracy["rise"]["n"]:
+        outcome: GateOutcome = "OFF" if gate.action == "off" else "UNDECIDED"
+        note = f"{accuracy['source']} scored no held-out answer"
+        return Verdict("accuracy", outcome, None, None, gate.threshold, 0, gate.action, note, accuracy["source"])
+    verdict = _threshold_verdict("accuracy", gate, gates, accuracy["rise"], "rate", accuracy["source"])
+    rates = f"{accuracy['sft']['rate']:.1%} before, {accuracy['policy']['rate']:.1%} after"
+    return replace(verdict, note=f"{rates}; {verdict.note}" if verdict.note else rates)
 
 
 def _labelled_by(label: dict[str, Any]) -> str:

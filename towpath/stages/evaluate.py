@@ -14,6 +14,7 @@ from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.contract import RoleSpec
 from towpath.stages import generation, jailbreak_eval, label_disagreements
+from towpath.stages.answer_accuracy import answer_accuracy
 from towpath.stages.answers import sampled_answers
 from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
 from towpath.stages.evaluation_judges import Contest
@@ -55,6 +56,7 @@ def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
         "perplexity": perplexities,
         "disagreements": disagreements,
     }
+    result |= answer_accuracy(job, prompts, answers)
     if job.corpus.safety:
         result |= jailbreak_eval.run(job, policy, safety_answers)
         job.findings.extend(jailbreak_eval.safety_findings(job, result))

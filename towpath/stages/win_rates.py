@@ -10,6 +10,7 @@ from towpath.data.conversations import prompt_cells
 from towpath.evals.gate_rule import win_outcome
 from towpath.evals.judges import JudgeOutcomes, PairOutcome, compare_judges, judge_record
 from towpath.judges.selection import select_judges
+from towpath.reasoning import split_reasoning
 from towpath.recipe.stage_configs import BaselineConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.stages.evaluation_judges import Contest, open_judge
@@ -70,7 +71,8 @@ def judge_answers(job: Job[BaselineConfig], contest: Contest) -> WinRates:
     for spec in sorted(specs, key=lambda spec: spec != "people"):
         title = f"{job.name}: {contest.one} against {contest.other} by {spec}"
         reports[spec] = open_judge(job, spec, contest).compare(contest.pairs, title)
-    length_gaps = [len(a.token_ids) - len(b.token_ids) for a, b in zip(contest.ours, contest.others, strict=True)]
+    lengths = [[_answer_length(job, c) for c in part] for part in (contest.ours, contest.others)]
+    length_gaps = [ours - other for ours, other in zip(*lengths, strict=True)]
     records = []
     for spec in specs:
         record = judge_record(spec, reports[spec], length_gaps, cfg.bootstrap, job.config.seed)
@@ -136,3 +138,9 @@ def _disagreement(gate: str, first: dict[str, Any], first_verdict: str, other: d
     )
     remedy = "read these answers in the report; put the judge that you trust first in evaluate.judges"
     return Finding("judges-disagree", "warning", evidence, cause, remedy)
+
+
+def _answer_length(job: Job[BaselineConfig], completion: Completion) -> int:
+    """Tokens of an answer without its reasoning."""
+    reasoning, answer = split_reasoning(completion.text)
+    return len(job.chat.answer(answer)) if reasoning else len(completion.token_ids)

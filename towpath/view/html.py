@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from towpath.reasoning import split_reasoning
 from towpath.view.format import duration, number, percent, percents, size
 
 BASE = "report.html"
@@ -15,6 +16,7 @@ _ENVIRONMENT = Environment(
     loader=PackageLoader("towpath.view"), autoescape=True, trim_blocks=True, lstrip_blocks=True, auto_reload=False
 )
 _ENVIRONMENT.filters |= {write.__name__: write for write in (number, percent, percents, duration, size)}
+_ENVIRONMENT.filters["reasoning"] = split_reasoning
 
 
 def render(template: str, content: dict[str, Any]) -> str:

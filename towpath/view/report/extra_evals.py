@@ -24,6 +24,7 @@ def extra_evals(run: RunRecord) -> dict[str, Any]:
     evaluation = run.result("evaluate")
     return {
         "arenas": arena_rows(run),
+        "accuracy": accuracy(evaluation.get("accuracy") or {}),
         "paired": paired_safety(evaluation.get("safety_paired") or {}),
         "jailbreaks": jailbreaks(evaluation),
         "perplexity": perplexity(evaluation.get("perplexity") or {}),
@@ -75,6 +76,22 @@ def paired_safety(result: Mapping[str, Any]) -> list[Row]:
                 }
             )
     return rows
+
+
+def accuracy(result: Mapping[str, Any]) -> str:
+    """Accuracy of each model's answers, and its rise on the same prompts."""
+    if not result:
+        return ""
+    rates = [
+        f"{name} {percent(row['rate'], 1)} ({percents(row['interval'], 1)})"
+        for key, name in (("base", "base"), ("sft", "SFT"), ("policy", "policy"))
+        if (row := result.get(key))
+    ]
+    rise = result["rise"]
+    text = f"Accuracy by {result['source']}: {', '.join(rates)}. "
+    text += f"Over SFT {rise['gained']} of {rise['n']} prompts gained, {rise['lost']} lost "
+    text += f"(McNemar p = {number(rise['p'], 2)})"
+    return text + (f"; {rise['unscored']} not scored." if rise["unscored"] else ".")
 
 
 def jailbreaks(result: Mapping[str, Any]) -> list[Row]:

@@ -96,6 +96,7 @@ def _stage_summary(run: RunRecord, stage: StageRecord, verdicts: list[Verdict]) 
     row: dict[str, Any] = {}
     gates = {"gate": run.verdict(stage, verdicts)}
     if stage.kind == "evaluate":
+        gates["accuracy"] = run.verdict(stage, verdicts, "accuracy")
         gates["safety"] = run.verdict(stage, verdicts, "safety")
     if stage.kind == "reward":
         gates["people"] = run.verdict(stage, verdicts, "reward_people")

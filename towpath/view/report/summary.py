@@ -21,6 +21,8 @@ def gate_table(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield ROW.format(name, duration(stage["seconds"]), *cells).rstrip()
         if stage.get("people"):
             yield ROW.format("", "", *_gate_cells("people", stage["people"], "more than")).rstrip()
+        if stage.get("accuracy"):
+            yield ROW.format("", "", *_gate_cells("accuracy", stage["accuracy"], "more than")).rstrip()
         if stage.get("safety"):
             yield ROW.format("", "", *_gate_cells("safety", stage["safety"], "at most")).rstrip()
 

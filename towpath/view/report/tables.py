@@ -30,6 +30,7 @@ CRITERIA = {
     "reward_people": "held-out accuracy on comparisons that people judged",
     "policy": "prompts with a higher reward",
     "evaluate": "win rate over SFT",
+    "accuracy": "rise of the accuracy on held-out prompts",
     "safety": "increase of harmful compliance or over-refusal",
 }
 TEXT = (
@@ -59,6 +60,9 @@ def gates(run: RunRecord, verdicts: list[Verdict]) -> list[Row]:
         people = run.verdict(stage, verdicts, "reward_people") if stage.kind == "reward" else None
         if people:
             rows.append(_gate("reward_people", None, people) | {"title": "Reward model, by people"})
+        accuracy = run.verdict(stage, verdicts, "accuracy") if stage.kind == "evaluate" else None
+        if accuracy:
+            rows.append(_gate("accuracy", None, accuracy) | {"title": "Accuracy"})
         if safety:
             rows.append(_gate("safety", None, safety) | {"title": "Safety"})
     return rows + [_gate(name, None, None) for name in missing]
@@ -74,7 +78,7 @@ def _gate(name: str, stage: StageRecord | None, verdict: Verdict | None) -> Row:
     if verdict is None:
         return row
     interval = verdict.interval if is_interval(verdict.interval) else None
-    low, high = (0.0, 1.0) if verdict.gate != "safety" else _span(verdict)
+    low, high = (0.0, 1.0) if verdict.gate not in ("safety", "accuracy") else _span(verdict)
     value = verdict.value if is_number(verdict.value) else None
     return row | {
         "gate": verdict,
