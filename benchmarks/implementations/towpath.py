@@ -31,7 +31,7 @@ from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
 from towpath.recipe.stage_configs import PolicyConfig, RewardConfig, SftConfig, StageConfig
-from towpath.records import Prompt
+from towpath.records import Message, Prompt
 from towpath.rollout import local as local_engine
 from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
@@ -66,10 +66,11 @@ class Words:
         message = [{"role": "user", "content": text}]
         return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
 
-    def prompt(self, text: str) -> list[int]:
-        return [int(word[1:]) for word in text.split()]
+    def prompt(self, conversation: str | Sequence[Message]) -> list[int]:
+        return self.answer(conversation if isinstance(conversation, str) else conversation[-1].content)
 
-    answer = prompt
+    def answer(self, text: str) -> list[int]:
+        return [int(word[1:]) for word in text.split()]
 
     def ended(self, ids: Sequence[int]) -> bool:
         return bool(ids) and ids[-1] == EOS
