@@ -150,7 +150,8 @@ def test_missing_judge_is_stated_first_in_check_status_summary_report_and_card(
     assert "judged by the written rubric" not in page
     assert FIRST in report.terminal(folder)
     card = (export.export(settings, folder, tmp_path / "model", False, False) / "README.md").read_text()
-    assert FIRST in card.splitlines()[2] and "preferred" not in card and "wins over" not in card
+    text = card.split("\n---\n", 1)[1].strip()  # after the metadata
+    assert FIRST in text.splitlines()[2] and "preferred" not in card and "wins over" not in card
 
 
 def test_evaluation_without_a_judge_has_no_rubric_columns(run: tuple[Path, list[str]]) -> None:

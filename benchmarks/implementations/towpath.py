@@ -25,13 +25,14 @@ from towpath.algos import dpo as dpo_algo
 from towpath.algos import reward_model
 from towpath.algos import sft as sft_algo
 from towpath.data.batch import Batch, make_row
+from towpath.data.chat import Prompted, as_messages
 from towpath.data.corpus import Corpus
 from towpath.data.draws import uniforms
 from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
 from towpath.recipe.stage_configs import PolicyConfig, RewardConfig, SftConfig, StageConfig
-from towpath.records import Message, Prompt
+from towpath.records import Prompt
 from towpath.rollout import local as local_engine
 from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
@@ -66,11 +67,11 @@ class Words:
         message = [{"role": "user", "content": text}]
         return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
 
-    def prompt(self, conversation: str | Sequence[Message]) -> list[int]:
-        return self.answer(conversation if isinstance(conversation, str) else conversation[-1].content)
-
-    def answer(self, text: str) -> list[int]:
+    def prompt(self, prompt: Prompted) -> list[int]:
+        text = as_messages(prompt)[-1].content
         return [int(word[1:]) for word in text.split()]
+
+    answer = prompt
 
     def ended(self, ids: Sequence[int]) -> bool:
         return bool(ids) and ids[-1] == EOS
@@ -258,7 +259,7 @@ def _run_loop(
     """Train on a batch in minibatches of `size` groups."""
     steps = loop.minibatches(batch.groups, size, 1, job.config.seed, "benchmark")
     config_ = loop.LoopConfig(
-        algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.schedule("linear", 0.1)
+        algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
     )
     loop.train(config_, runtime, job, job.name)
     last = jsonl.read(job.folder / "metrics.jsonl")[-1]

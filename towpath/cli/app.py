@@ -294,6 +294,10 @@ def export(
         bool, typer.Option("--adapter", help="only the LoRA adapter, for peft, with the tuned model it belongs to")
     ] = False,
     verify: Annotated[bool, typer.Option(help="generate with transformers and compare with the run")] = True,
+    push: Annotated[
+        str, typer.Option(metavar="NAME", help="also upload it to this repository of the Hugging Face hub")
+    ] = "",
+    public: Annotated[bool, typer.Option("--public", help="with --push: a new repository is public")] = False,
 ) -> None:
     """Export the policy as a folder for transformers (or peft), with a model card."""
     from towpath import progress
@@ -304,7 +308,10 @@ def export(
 
     with progress.progress("export"):
         folder = exporting.export(recipe.load(run, set_), run, to, adapter, verify)
+        address = exporting.push(folder, push, public) if push else ""
     print_output(folder)
+    if address:
+        print_output(address)
 
 
 @app.command(epilog="Example: towpath explain policy.kl.coef")

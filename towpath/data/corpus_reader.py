@@ -16,6 +16,7 @@ from towpath.data import fields, row_files
 from towpath.data import refused_rows as refused
 from towpath.data.corpus import Corpus
 from towpath.data.count_cache import text_key
+from towpath.data.hub_data import dataset_files
 from towpath.data.locations import Locations
 from towpath.data.preference_rows import column_names
 from towpath.data.rankings import is_tree, tree_examples
@@ -62,9 +63,11 @@ def read_corpus(run: Path, data: Data, seed: int) -> Corpus:
 
 
 def match_files(run: Path, key: str, pattern: str) -> list[Path]:
-    """The files that match a pattern of the recipe; none if it is empty."""
+    """The files that match a pattern of the recipe, or of the data set that it names; none if it is empty."""
     if not pattern:
         return []
+    if (data_set := dataset_files(run, key, pattern)) is not None:
+        return data_set
     names = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=run, recursive=True))  # noqa: PTH207 - takes absolute patterns too
     paths = [path for path in (run / name for name in names) if path.is_file()]
     if not paths:
@@ -76,18 +79,6 @@ def match_files(run: Path, key: str, pattern: str) -> list[Path]:
 def relative_name(run: Path, path: Path) -> str:
     """The name of a file in messages: relative to the run folder if it is inside."""
     return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
-
-
-class _CountedDigest:
-    """The SHA-256 of a file, and the progress of reading it."""
-
-    def __init__(self, work: Progress) -> None:
-        self.sha256 = hashlib.sha256()
-        self._work = work
-
-    def update(self, data: Any, /) -> None:
-        self.sha256.update(data)
-        self._work.advance(len(data))
 
 
 @dataclass
@@ -144,7 +135,7 @@ class _Reader:
         return {name: self._columns[code] for name, code in by_id if code is not None and code in self._columns}
 
     def _rows(self, part: Part, path: Path, name: str, work: Progress) -> Rows:
-        digest = _CountedDigest(work)
+        digest = row_files.CountedDigest(work)
         rows = 0
         for line, cells in _examples(row_files.read_rows(path, digest), part):
             rows += 1

@@ -1,6 +1,7 @@
 """Read and write files of rows: JSON lines, JSON, CSV, Parquet. Rows come with their line number."""
 
 import gzip
+import hashlib
 import json
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Protocol, cast
 
 from towpath.errors import DataError
+from towpath.progress import Progress
 from towpath.store.exchange import csv_rows, json_rows, write_csv
 
 Cells = dict[str, Any]
@@ -79,6 +81,18 @@ class Digest(Protocol):
     """A hash that is updated with bytes."""
 
     def update(self, data: Any, /) -> None: ...
+
+
+class CountedDigest:
+    """The SHA-256 of a file, and the progress of reading it."""
+
+    def __init__(self, work: Progress) -> None:
+        self.sha256 = hashlib.sha256()
+        self._work = work
+
+    def update(self, data: Any, /) -> None:
+        self.sha256.update(data)
+        self._work.advance(len(data))
 
 
 class _Hashed(RawIOBase):
@@ -213,6 +227,21 @@ def _parse_parquet(content: BinaryIO) -> Rows:
             yield number + 1, f"not Parquet: {reason}; the rows from here on were not read"
 
 
+def _parse_arrow(content: BinaryIO) -> Rows:
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.ipc.open_stream(content) as batches:  # pyright: ignore[reportArgumentType]
+            for batch in batches:
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        yield number + 1, f"not an Arrow stream: {reason}; the rows from here on were not read"
+
+
 def _write_jsonl(path: Path, rows: Iterable[Cells]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -250,6 +279,7 @@ def _write_parquet(path: Path, rows: Sequence[Cells]) -> None:
 
 
 _READERS: dict[str, Callable[[BinaryIO], Rows]] = {
+    ".arrow": _parse_arrow,
     ".jsonl": json_rows,
     ".json": _parse_json,
     ".csv": _parse_csv,

@@ -85,7 +85,11 @@ class Balance(Section):
 class Data(Section):
     """Files of the run."""
 
-    prompts: str = value("data/prompts/*.jsonl", "prompt files (jsonl, csv, parquet), relative to the run folder")
+    prompts: str = value(
+        "data/prompts/*.jsonl",
+        "prompt files (jsonl, csv, parquet), relative to the run folder; or a folder that datasets wrote, or "
+        "hub:NAME[:CONFIG]:SPLIT",
+    )
     demonstrations: str = value("data/demonstrations/*.jsonl", "demonstration files")
     safety: str = value("data/safety/*.jsonl", "files of the safety set; empty for none")
     safety_harmful: dict[str, bool | str] = value(

@@ -65,6 +65,14 @@ class Evaluate(Section):
         12, "harmful prompts put into each disguise", "12-100", "six disguises, for SFT model and policy", ge=1
     )
     ask_judge: bool = value(True, "let the AI judge, if there is one, decide which safety answers are refusals")
+    tasks: list[str] = value(
+        [],
+        "tasks of lm-evaluation-harness on which base, tuned model and policy are compared; needs towpath[eval]",
+        "two to five that matter to you",
+        "training for a reward may cost other abilities",
+    )
+    task_limit: int = value(0, "questions of each task; 0 for all", "200 or more", ge=0)
+    task_folder: str = value("", "folder with YAML files of your own tasks, relative to the run folder")
     disagreements: int = value(
         100, "labelled pairs to re-score with the reward model, held-out pairs first; 0 for none", "100-1000", ge=0
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import RecipeError, TowpathError
-from towpath.evals.gate_rule import judge_of, undecided_reason
 from towpath.models import files
 from towpath.recipe import Recipe
 from towpath.records import Message, messages_of, transcript
 from towpath.run import loading
 from towpath.run.fingerprint import PlannedStage, plan_stages
+from towpath.run.model_card import model_card
 from towpath.store import location, manifest
 from towpath.store.store import Store
 
@@ -37,10 +37,25 @@ def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> 
         _copy_adapter(policy, sft, to)
     else:
         shutil.copytree(policy.folder / "weights", to, dirs_exist_ok=True)
-    (to / "README.md").write_text(_model_card(recipe, policy, evaluation, stages))
+    (to / "README.md").write_text(model_card(recipe, run, policy, evaluation, stages, adapter), encoding="utf-8")
     if verify and evaluation and not adapter:
         _verify(to, evaluation.result()["samples"])
     return to
+
+
+def push(folder: Path, name: str, public: bool = False) -> str:
+    """Upload an export to the Hugging Face hub, into a new or an existing repository; its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Export of a Towpath run")
+    except Exception as error:  # process boundary: the library raises its own, and those of its HTTP client
+        message = " ".join(str(error).split())[:300]
+        rule = "--push writes a repository NAME or OWNER/NAME of an account that you are signed in to"
+        raise TowpathError(f"--push {name}: {message}", rule, "`hf auth login`, or set HF_TOKEN") from None
+    return str(address)
 
 
 def _latest(stages: Sequence[PlannedStage], kind: str) -> PlannedStage | None:
@@ -100,37 +115,3 @@ def _verify(folder: Path, samples: Sequence[Mapping[str, Any]]) -> None:
             value = f"{folder}: for {sample['prompt'][:60]!r} transformers generates {generated[:12]}…"
             rule = f"an export generates what the run generated, {expected[:12]}…"
             raise TowpathError(value, rule, "report this as a bug in towpath, with this message")
-
-
-def _model_card(
-    recipe: Recipe, policy: PlannedStage, evaluation: PlannedStage | None, stages: Sequence[PlannedStage]
-) -> str:
-    """A model card: base model, training, evaluation, and the fingerprints of all stages."""
-    result = evaluation.result() if evaluation else None
-    lines = [f"# {recipe.name}: policy", ""]
-    reason = undecided_reason(judge_of(result), recipe.evaluate.max_unjudged) if result else ""
-    if reason:
-        value = "whether this model is better than the one it was trained from was not measured"
-        lines += [f"**{reason[:1].upper()}{reason[1:]}**: {value}.", ""]
-    method = f"{recipe.policy.algo}, {recipe.policy.method}"
-    lines += [f"Base model: `{recipe.model.source}`. Trained with Towpath ({method}).", ""]
-    if result:
-        kl = f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt"
-        lines += [*_win_lines(result["win"]), kl, ""]
-    if recipe.preferences.raters == "simulated":
-        lines += ["Preferences came from a **simulated rater** (a written rubric with noise), not from people.", ""]
-    lines += ["## Lineage", "", "| stage | fingerprint |", "|---|---|"]
-    lines += [f"| {stage.name} | {stage.fingerprint} |" for stage in stages if stage.done]
-    return "\n".join([*lines, "", f"Seed {recipe.seed}; weights from policy step {policy.result()['best_step']}.", ""])
-
-
-def _win_lines(win: dict[str, Any] | None) -> list[str]:
-    """The win rate and its judge; nothing if there is no judge."""
-    if win is None:
-        return []
-    low, high = win["interval"]
-    return [
-        f"- wins over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (interval {low:.1%} to "
-        f"{high:.1%}), judged by {win['judge']}",
-        f"- at equal length: {win['length_controlled']['rate']:.1%}",
-    ]

@@ -43,7 +43,16 @@ ALGORITHM_SECTIONS = ("ppo", "grpo", "rloo", "reinforce", "dpo", "ipo", "kto", "
 SAMPLE_KEYS = {"prompts", "completions", "base_share", "max_new_tokens", "decodings"}
 JUDGED_BY = {"judges", "judge", "max_unjudged", "reserved_labels"}
 """Keys of [evaluate] that count by what they name, or in gates alone."""
-EVALUATE_ONLY = {"accuracy", "jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements"}
+EVALUATE_ONLY = {
+    "accuracy",
+    "jailbreaks",
+    "jailbreak_prompts",
+    "ask_judge",
+    "disagreements",
+    "tasks",
+    "task_limit",
+    "task_folder",
+}
 """Keys of [evaluate] that the baseline stage does not use."""
 MAX_DIGESTS = 8
 """Digests of judgements that are cached, one for each set of sample stages."""

@@ -13,7 +13,7 @@ from towpath.recipe import Decoding
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.contract import RoleSpec
-from towpath.stages import generation, jailbreak_eval, label_disagreements
+from towpath.stages import generation, jailbreak_eval, label_disagreements, task_scores
 from towpath.stages.answer_accuracy import answer_accuracy
 from towpath.stages.answers import sampled_answers
 from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
@@ -57,6 +57,10 @@ def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
         "disagreements": disagreements,
     }
     result |= answer_accuracy(job, prompts, answers)
+    if job.config.evaluate.tasks:
+        tuned = job.inputs["sft"] / "weights"
+        models = {"base": Path(job.base_model), "sft": tuned, "policy": policy / "weights"}
+        result["tasks"] = task_scores.run(job, models)
     if job.corpus.safety:
         result |= jailbreak_eval.run(job, policy, safety_answers)
         job.findings.extend(jailbreak_eval.safety_findings(job, result))
