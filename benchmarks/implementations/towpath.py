@@ -259,7 +259,7 @@ def _run_loop(
     """Train on a batch in minibatches of `size` groups."""
     steps = loop.minibatches(batch.groups, size, 1, job.config.seed, "benchmark")
     config_ = loop.LoopConfig(
-        algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
+        algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.schedule("linear", 0.1)
     )
     loop.train(config_, runtime, job, job.name)
     last = jsonl.read(job.folder / "metrics.jsonl")[-1]
