@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 RUN ?= runs/quickstart
 SETTINGS ?=
 
-.PHONY: setup system demo test check prove strength bench bench-gpu clean
+.PHONY: setup system demo test check prove strength bench bench-data bench-gpu clean
 setup: $(V)/.ready
 
 # torch first: asked for by another package, a CPU machine would get gigabytes of CUDA libraries.
@@ -69,7 +69,12 @@ bench: setup .bench/trl110/.ready .bench/trl/.ready .bench/vllm/.ready
 	  $(PY) -m benchmarks.run $$workload --json benchmarks/results/$$workload.json
 	done
 
-# The same on a machine with a GPU, ours alone, one command.
+# Time and memory of check, status, plan, report and data from 5,000 to a million prompts, and of labels from 10,000 to 100,000 completions: half an hour.
+bench-data: setup
+	$(PY) -m benchmarks.large_data --prompts 5000,50000,200000,1000000 --json benchmarks/results/large_data.json --svg docs/images/data-growth.svg
+	$(PY) -m benchmarks.large_labels --completions 10000,100000 --json benchmarks/results/large_labels.json
+
+# Speed beside other libraries on a machine with a GPU, ours alone, one command.
 bench-gpu: setup
 	for workload in benchmarks/workloads/gpu/*.json; do
 	  $(PY) -m benchmarks.run $$workload --implementations towpath --json benchmarks/results/gpu-$$(basename $$workload)

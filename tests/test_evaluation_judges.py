@@ -38,7 +38,7 @@ from towpath.run.plan import as_json, plan_labels, plan_lines
 from towpath.stages import generation
 from towpath.stages.generation import heldout_prompts, write_completions
 from towpath.stages.job import Job
-from towpath.store import arenas
+from towpath.store import arenas, spending
 from towpath.store.store import Store
 from towpath.view.report import report
 
@@ -610,3 +610,41 @@ def test_another_judge_compares_the_answers_that_were_sampled(run: Path, monkeyp
     assert result(run, "evaluate")["result"]["judge"] == "python:my_judge:length"
     with pytest.raises(AssertionError, match="sampled again"):
         pipeline.run(load(run, settings("evaluate.temperature=0.5")), run, lambda _line: None)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["preferences.raters=judge"], "the same judge makes the labels"),
+        (["preferences.raters=judge", "evaluate.judge.model=other"], ""),
+        (["preferences.raters=people"], ""),
+    ],
+)
+def test_check_says_who_decides_and_offers_an_audit(run: Path, more: list[str], words: str) -> None:
+    recipe = load(run, settings("judge.base_url=http://127.0.0.1:9/v1", "judge.model=m", *more))
+    (finding,) = [f for f in check_judges(recipe, run, load_corpus(recipe, run)) if f.code == "evaluation-judge"]
+    people = "people" in more[0]
+    assert finding.severity == "info" and ("people in a blind arena" if people else "an AI judge") in finding.evidence
+    assert f"preferences.raters = {recipe.preferences.raters!r}" in finding.cause
+    assert (words in finding.cause) and (bool(words) or "the same judge" not in finding.cause)
+    assert people or "to let people audit it" in finding.remedy
+
+
+def test_judge_that_reaches_its_ceiling_leaves_pairs_unjudged(run: Path) -> None:
+    with served(longer_judge) as server:
+        more = [
+            'evaluate.judges=["judge"]',
+            "evaluate.ask_judge=false",
+            f"judge.base_url={server.url}",
+            "judge.model=m",
+            "judge.price_in=1000",
+            "evaluate.judge.ceiling=5",
+            "judge.concurrency=1",
+        ]
+        run_planted(run, more, BETTER)
+        record = result(run, "evaluate")["result"]["judges"][0]
+        assert record["unjudged"].get("ceiling", 0) > 0 and verdicts(run, more)["evaluate"].verdict == "UNDECIDED"
+    with Store.open(run / "towpath.db") as store:
+        # a ceiling of its own is an account of its own
+        assert 0 < store.read(spending.rater_dollars, "evaluation judge:m") <= 5
+        assert store.read(spending.rater_dollars, "judge:m") == 0

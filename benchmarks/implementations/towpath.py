@@ -25,6 +25,7 @@ from towpath.algos import dpo as dpo_algo
 from towpath.algos import reward_model
 from towpath.algos import sft as sft_algo
 from towpath.data.batch import Batch, make_row
+from towpath.data.chat import Prompted, as_messages
 from towpath.data.corpus import Corpus
 from towpath.data.draws import uniforms
 from towpath.models.heads import WIDE
@@ -66,7 +67,8 @@ class Words:
         message = [{"role": "user", "content": text}]
         return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
 
-    def prompt(self, text: str) -> list[int]:
+    def prompt(self, prompt: Prompted) -> list[int]:
+        text = as_messages(prompt)[-1].content
         return [int(word[1:]) for word in text.split()]
 
     answer = prompt
@@ -257,7 +259,7 @@ def _run_loop(
     """Train on a batch in minibatches of `size` groups."""
     steps = loop.minibatches(batch.groups, size, 1, job.config.seed, "benchmark")
     config_ = loop.LoopConfig(
-        algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
+        algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.schedule("linear", 0.1)
     )
     loop.train(config_, runtime, job, job.name)
     last = jsonl.read(job.folder / "metrics.jsonl")[-1]

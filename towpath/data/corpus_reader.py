@@ -81,18 +81,6 @@ def relative_name(run: Path, path: Path) -> str:
     return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
 
 
-class _CountedDigest:
-    """The SHA-256 of a file, and the progress of reading it."""
-
-    def __init__(self, work: Progress) -> None:
-        self.sha256 = hashlib.sha256()
-        self._work = work
-
-    def update(self, data: Any, /) -> None:
-        self.sha256.update(data)
-        self._work.advance(len(data))
-
-
 @dataclass
 class _Reader:
     """Reads rows and records the files read and every unusable row."""
@@ -147,7 +135,7 @@ class _Reader:
         return {name: self._columns[code] for name, code in by_id if code is not None and code in self._columns}
 
     def _rows(self, part: Part, path: Path, name: str, work: Progress) -> Rows:
-        digest = _CountedDigest(work)
+        digest = row_files.CountedDigest(work)
         rows = 0
         for line, cells in _examples(row_files.read_rows(path, digest), part):
             rows += 1

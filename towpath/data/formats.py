@@ -1,6 +1,6 @@
 """Import and export of preferences in the formats of other tools."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,8 +21,9 @@ from towpath.data.preference_rows import (
     transcript_row,
 )
 from towpath.data.rankings import ANSWERS, is_tree, read_ranking, read_trees
-from towpath.data.row_files import Cells, Rows, UnusableRow, file_type, list_files, read_rows, write_rows
+from towpath.data.row_files import Cells, CountedDigest, Rows, UnusableRow, file_type, list_files, read_rows, write_rows
 from towpath.errors import DataError
+from towpath.progress import Progress, progress
 from towpath.records import Conversation, Prompt
 from towpath.store.store import Store
 
@@ -45,6 +46,8 @@ _WRITERS: dict[str, Callable[[PreferenceRecord], Cells]] = {
     "argilla": argilla_row,
     "label-studio": label_studio_row,
 }
+CHECKED_AT_ONCE = 2000
+"""Imported records that are compared with those of the ledger at once."""
 _DECIDED = ("pairs", "conversational", "transcripts")
 _NESTED = {
     "conversational": (".jsonl", ".json", ".parquet"),
@@ -81,9 +84,10 @@ def read_preferences(
     row_count = 0
     for file in list_files(path):
         name_of_file = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        for line, pair in _read(file, format):
-            row_count += 1
-            importer.add(f"{name_of_file}:{line}", pair)
+        with progress(f"reading {name_of_file}", file.stat().st_size, "bytes") as work:
+            for line, pair in _read(file, format, work):
+                row_count += 1
+                importer.add(f"{name_of_file}:{line}", pair)
     if not row_count:
         raise DataError(f"{path}: no preferences in it", "one or more rows", "name another file")
     return importer.imported()
@@ -131,8 +135,8 @@ def add_to_store(store: Store, imported: Imported) -> dict[str, int]:
     return {part: after[part] - before[part] for part in ("prompts", "completions", "comparisons", "judgements")}
 
 
-def _read(file: Path, format: str) -> Iterator[tuple[int, PreferencePair | str]]:
-    rows = read_rows(file)
+def _read(file: Path, format: str, work: Progress) -> Iterator[tuple[int, PreferencePair | str]]:
+    rows = read_rows(file, CountedDigest(work))
     early: list[tuple[int, Cells | str]] = []
     while format == "auto":
         first = next(rows, None)
@@ -171,14 +175,16 @@ def _row(record: PreferenceRecord, format: str) -> Cells:
 
 
 def _require_same(store: Store, imported: Imported) -> None:
-    counts = store.counts()
-    checks: list[tuple[dict[str, Any], Iterable[Any], tuple[str, ...]]] = [
-        (store.prompts() if counts["prompts"] else {}, imported.prompts, ("prompt",)),
-        (store.completions() if counts["completions"] else {}, imported.completions, ("prompt_id", "text")),
-        ({c.id: c for c in store.comparisons()}, imported.comparisons, ("prompt_id", "a", "b")),
+    checks: list[tuple[Callable[[list[str]], dict[str, Any]], Sequence[Any], tuple[str, ...]]] = [
+        (store.prompts_of, imported.prompts, ("prompt",)),
+        (store.completions_of, imported.completions, ("prompt_id", "text")),
+        (store.comparisons_of, imported.comparisons, ("prompt_id", "a", "b")),
     ]
-    for known, records, names in checks:
-        for record in records:
+    for find, records, names in checks:
+        known: dict[str, Any] = {}
+        for position, record in enumerate(records):
+            if position % CHECKED_AT_ONCE == 0:
+                known = find([other.id for other in records[position : position + CHECKED_AT_ONCE]])
             other = known.get(record.id, record)
             if any(getattr(other, name) != getattr(record, name) for name in names):
                 raise DataError(

@@ -1,6 +1,7 @@
 """Read and write files of rows: JSON lines, JSON, CSV, Parquet. Rows come with their line number."""
 
 import gzip
+import hashlib
 import json
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Protocol, cast
 
 from towpath.errors import DataError
+from towpath.progress import Progress
 from towpath.store.exchange import csv_rows, json_rows, write_csv
 
 Cells = dict[str, Any]
@@ -79,6 +81,18 @@ class Digest(Protocol):
     """A hash that is updated with bytes."""
 
     def update(self, data: Any, /) -> None: ...
+
+
+class CountedDigest:
+    """The SHA-256 of a file, and the progress of reading it."""
+
+    def __init__(self, work: Progress) -> None:
+        self.sha256 = hashlib.sha256()
+        self._work = work
+
+    def update(self, data: Any, /) -> None:
+        self.sha256.update(data)
+        self._work.advance(len(data))
 
 
 class _Hashed(RawIOBase):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.stats import binomtest, fisher_exact
 
 from towpath.feedback.aggregation import latest_judgements
 from towpath.feedback.agreement import Estimate, proportion
@@ -94,6 +93,8 @@ def measure_quality(
 
 def side_bias(judgements: Iterable[Judgement]) -> tuple[Estimate, float]:
     """How often the left answer won among decided judgements, and the two-sided binomial p-value."""
+    from scipy.stats import binomtest  # slow to import, and a plan does not need it
+
     left = [(j.choice == "a") == (j.shown == "ab") for j in judgements if j.choice in ("a", "b")]
     chance = float(binomtest(sum(left), len(left)).pvalue) if left else 1.0
     return proportion(sum(left), len(left)), chance
@@ -199,6 +200,8 @@ def _self_agreement(judgements: Sequence[Judgement], texts: Texts) -> Estimate:
 
 def _lag_chances(qualities: Sequence[RaterQuality], figure: str) -> dict[RaterQuality, float]:
     """p-value that a rater as good as the others together does this badly (Fisher's exact test, one-sided)."""
+    from scipy.stats import fisher_exact  # slow to import, and a plan does not need it
+
     figures: list[tuple[RaterQuality, Estimate]] = [
         (one, getattr(one, figure)) for one in qualities if one.kind in PEOPLE and getattr(one, figure).n
     ]

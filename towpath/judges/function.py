@@ -20,7 +20,7 @@ from towpath.data.user_code import load_function
 from towpath.errors import RecipeError, RewardError
 from towpath.evals.judges import TIE, AnswerPair, JudgeOutcomes, PairOutcome, outcome_of_orders, outcome_of_scores
 from towpath.progress import progress
-from towpath.rewards.call_adapter import Columns, adapt_function
+from towpath.rewards.call_adapter import Columns, Prompts, adapt_function, prompt_texts
 from towpath.rewards.sources import ADDRESS_RULE, load_source, post_batch
 
 BATCH = 16
@@ -34,9 +34,16 @@ RULE = (
 )
 VALUES: dict[Any, float] = {"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": 0.5, 1: 1.0, 0: 0.0, 0.5: 0.5}
 """Outcomes of a comparison: choices, or the probability that a is better where it is 1, 0.5 or 0."""
-Scores = Callable[[Sequence[str], Sequence[str], Columns], list[float | None]]
+Scores = Callable[[Prompts, Sequence[str], Columns], list[float | None]]
 Choices = Callable[[Sequence[str], Sequence[str], Sequence[str], Columns], list[float | None]]
 ColumnsOf = Callable[[Sequence[AnswerPair]], Columns]
+PromptsOf = Callable[[Sequence[AnswerPair]], Prompts]
+"""Prompts as a reward function gets them: texts, or conversations where the rows are conversational."""
+
+
+def texts_of(pairs: Sequence[AnswerPair]) -> list[str]:
+    """The prompts as texts."""
+    return [pair.prompt.text for pair in pairs]
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class FunctionJudge:
     name: str
     margin: float
     columns_of: ColumnsOf
+    prompts_of: PromptsOf
     scores: Scores | None = None
     choices: Choices | None = None
 
@@ -73,18 +81,20 @@ class FunctionJudge:
         return JudgeOutcomes(self.name, tuple(outcomes), calls)
 
     def _judge_batch(self, pairs: Sequence[AnswerPair]) -> list[PairOutcome]:
-        prompts = [pair.prompt.text for pair in pairs]
         ours = [pair.texts[0] for pair in pairs]
         other = [pair.texts[1] for pair in pairs]
         columns = self.columns_of(pairs)
         if self.choices is not None:
+            prompts = texts_of(pairs)
             first = self.choices(prompts, ours, other, columns)
             swapped = self.choices(prompts, other, ours, columns)
             second = [None if value is None else 1 - value for value in swapped]
             return [outcome_of_orders(a, b) for a, b in zip(first, second, strict=True)]
         assert self.scores is not None
         # one answer at a time of both models: a function that normalises within a batch must see both alike
-        values = self.scores(prompts * 2, ours + other, {name: list(x) * 2 for name, x in columns.items()})
+        values = self.scores(
+            [*self.prompts_of(pairs)] * 2, ours + other, {name: list(x) * 2 for name, x in columns.items()}
+        )
         return [
             outcome_of_scores(a, b, self.margin)
             for a, b in zip(values[: len(pairs)], values[len(pairs) :], strict=True)
@@ -96,7 +106,12 @@ class Unreachable(Exception):
 
 
 def load_judge(
-    spec: str, run: Path, margin: float, column_names: Sequence[str], columns_of: ColumnsOf
+    spec: str,
+    run: Path,
+    margin: float,
+    column_names: Sequence[str],
+    columns_of: ColumnsOf,
+    prompts_of: PromptsOf = texts_of,
 ) -> FunctionJudge:
     """The judge that `python:MODULE:FUNCTION`, an http(s) address or a reward source names; RecipeError if it cannot be
     called."""
@@ -104,20 +119,20 @@ def load_judge(
         function, _ = load_function(spec, RULE, run)
         parameters = inspect.signature(function).parameters
         if {"a", "b"} <= set(parameters):
-            return FunctionJudge(spec, margin, columns_of, choices=_comparison(spec, function, parameters))
+            return FunctionJudge(spec, margin, columns_of, prompts_of, choices=_comparison(spec, function, parameters))
         call = adapt_function(spec, function, column_names)
-        return FunctionJudge(spec, margin, columns_of, scores=_scoring(spec, call))
+        return FunctionJudge(spec, margin, columns_of, prompts_of, scores=_scoring(spec, call))
     if not spec.startswith(("http://", "https://")):
         scorer = load_source(spec, columns=column_names)
-        return FunctionJudge(spec, margin, columns_of, scores=_scoring(spec, scorer))
+        return FunctionJudge(spec, margin, columns_of, prompts_of, scores=_scoring(spec, scorer))
     address = spec.removesuffix(COMPARE)
     try:
         network.require_allowed_literal(address)
     except network.ForbiddenAddress as error:
         raise RecipeError(f"evaluate.judges: {spec!r}: {error}", ADDRESS_RULE, "correct the address") from None
     if spec.endswith(COMPARE):
-        return FunctionJudge(_without_login(spec), margin, columns_of, choices=_remote_comparison(address))
-    return FunctionJudge(_without_login(spec), margin, columns_of, scores=_remote_scoring(address))
+        return FunctionJudge(_without_login(spec), margin, columns_of, prompts_of, choices=_remote_comparison(address))
+    return FunctionJudge(_without_login(spec), margin, columns_of, prompts_of, scores=_remote_scoring(address))
 
 
 def _without_login(address: str) -> str:
@@ -127,7 +142,7 @@ def _without_login(address: str) -> str:
 
 
 def _scoring(spec: str, call: Callable[..., Any]) -> Scores:
-    def scores(prompts: Sequence[str], answers: Sequence[str], columns: Columns) -> list[float | None]:
+    def scores(prompts: Prompts, answers: Sequence[str], columns: Columns) -> list[float | None]:
         return _numbers(spec, _call(spec, lambda: call(prompts, answers, columns)), len(answers))
 
     return scores
@@ -154,8 +169,8 @@ def _comparison(spec: str, function: Callable[..., Any], parameters: Mapping[str
 
 
 def _remote_scoring(address: str) -> Scores:
-    def scores(prompts: Sequence[str], answers: Sequence[str], _columns: Columns) -> list[float | None]:
-        batch = {"prompts": list(prompts), "answers": list(answers)}
+    def scores(prompts: Prompts, answers: Sequence[str], _columns: Columns) -> list[float | None]:
+        batch = {"prompts": prompt_texts(prompts), "answers": list(answers)}
         return _numbers(address, _post(address, batch, "scores"), len(answers))
 
     return scores

@@ -95,6 +95,12 @@ def _describe(recipe: Recipe, specs: tuple[str, ...]) -> Finding:
     cause = f"evaluate.judges = {list(recipe.evaluate.judges)}"
     if not recipe.evaluate.judges:
         cause = f"the default with preferences.raters = {recipe.preferences.raters!r}"
+    if (
+        specs[0] == "judge"
+        and recipe.preferences.raters in ("judge", "blend")
+        and recipe.evaluate.judge == recipe.judge
+    ):
+        cause += "; the same judge makes the labels: another model in [evaluate.judge] shares fewer of its mistakes"
     fix = ""
     if specs == ("judge",):
         fix = "to let people audit it: evaluate.judges = ['judge', 'people'], or `towpath arena start RUN`"

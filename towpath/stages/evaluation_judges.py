@@ -16,6 +16,7 @@ from towpath.judges.rubric import RubricJudge
 from towpath.recipe import Rewards
 from towpath.recipe.stage_configs import BaselineConfig
 from towpath.records import Completion, Prompt
+from towpath.rewards.call_adapter import Prompts
 from towpath.runtime.launch import launch_classifier
 from towpath.runtime.process import release_memory
 from towpath.stages.job import Job
@@ -62,7 +63,11 @@ def open_judge(job: Job[BaselineConfig], spec: str, contest: Contest) -> Evaluat
     def columns_of(pairs: Sequence[AnswerPair]) -> dict[str, list[Any]]:
         return job.corpus.columns_of([pair.prompt for pair in pairs])
 
-    return function.load_judge(spec, job.run, cfg.tie_margin, sorted(job.corpus.column_names), columns_of)
+    def prompts_of(pairs: Sequence[AnswerPair]) -> Prompts:
+        return job.corpus.as_rows_have_them([pair.prompt for pair in pairs])
+
+    names = sorted(job.corpus.column_names)
+    return function.load_judge(spec, job.run, cfg.tie_margin, names, columns_of, prompts_of)
 
 
 def _held_out_model(job: Job[BaselineConfig]) -> ModelJudge:

@@ -1,8 +1,9 @@
 """SQL statements and conditions that several modules share. Statements of the rating page are built once, because
 building one costs more than running it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select
@@ -198,6 +199,13 @@ def join_answers(query: Query) -> Query:
         a.c.text.label("a"), b.c.text.label("b"), a.c.source.label("source_a"), b.c.source.label("source_b")
     )
     return query.join(a, a.c.id == _comparisons.c.a).join(b, b.c.id == _comparisons.c.b)
+
+
+def read_blocks(items: Iterable[T]) -> Iterator[list[T]]:
+    """Read items in blocks of at most BLOCK."""
+    rest = iter(items)
+    while block := list(islice(rest, BLOCK)):
+        yield block
 
 
 def blocks(items: Sequence[T]) -> Iterator[Sequence[T]]:

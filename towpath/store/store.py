@@ -1,6 +1,6 @@
 """The ledger of a run: an append-only Store over SQLite or PostgreSQL."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -85,38 +85,28 @@ class Store:
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Add new prompts."""
-        self._add(schema.prompts, [statements.prompt_row(p) for p in prompts])
+        self._add(schema.prompts, map(statements.prompt_row, prompts))
 
     def add_completions(self, completions: Iterable[Completion]) -> None:
         """Add new completions."""
         self._add(
             schema.completions,
-            [asdict(c) | {"token_ids": list(c.token_ids), "logprobs": list(c.logprobs)} for c in completions],
+            (asdict(c) | {"token_ids": list(c.token_ids), "logprobs": list(c.logprobs)} for c in completions),
         )
 
     def add_comparisons(self, comparisons: Iterable[Comparison]) -> None:
         """Add new comparisons."""
-        self._add(schema.comparisons, [asdict(c) for c in comparisons])
+        self._add(schema.comparisons, map(asdict, comparisons))
 
     def add_judgements(self, judgements: Iterable[Judgement]) -> int:
         """Add judgements and return how many were new; a repetition is ignored, a contradiction raises DataError."""
-        candidates = list(judgements)
-        new: list[Judgement] = []
+        count = 0
         with self._transaction(ONE_JUDGEMENT_RULE) as connection:
-            by_key: dict[str, Judgement] = {}
-            by_slot: dict[tuple[str, str, int], Judgement] = {}
-            for j in _existing_judgements(connection, candidates):
-                by_key[j.key] = by_slot[judgement_slot(j)] = j
-            for j in candidates:
-                existing = by_key.get(j.key) or by_slot.get(judgement_slot(j))
-                if existing is None:
-                    by_key[j.key] = by_slot[judgement_slot(j)] = j
-                    new.append(j)
-                elif verdict_fields(existing) != verdict_fields(j):
-                    conflict = describe_conflict(existing, j)
-                    raise DataError(conflict, "judgements are never changed", "judge again in a new round")
-            tallies.insert_judgements(connection, new)
-        return len(new)
+            for block in statements.read_blocks(judgements):
+                new = _new_judgements(connection, block)
+                tallies.insert_judgements(connection, new)
+                count += len(new)
+        return count
 
     def retract(self, keys: Sequence[str]) -> int:
         """Retract judgements, which stay in the ledger."""
@@ -194,6 +184,23 @@ class Store:
             for c in block:
                 yield c, prompts[c.prompt_id], completions[c.a], completions[c.b]
 
+    def prompts_of(self, ids: Collection[str]) -> dict[str, Prompt]:
+        """Return the prompts of these ids that there are."""
+        return self.read(statements.load_prompts, ids)
+
+    def completions_of(self, ids: Collection[str]) -> dict[str, Completion]:
+        """Return the completions of these ids that there are, without tokens."""
+        return self.read(statements.load_answers, ids, False)
+
+    def comparisons_of(self, ids: Collection[str]) -> dict[str, Comparison]:
+        """Return the comparisons of these ids that there are."""
+        table = schema.comparisons
+        comparisons: dict[str, Comparison] = {}
+        for block in statements.blocks(list(ids)):
+            for row in self._rows(select(table).where(table.c.id.in_(block))):
+                comparisons[row["id"]] = Comparison(**statements.without_number(row))
+        return comparisons
+
     def some_answers(self, limit: int) -> list[str]:
         """Return the texts of a few completions."""
         query = select(schema.completions.c.text).limit(limit)
@@ -252,15 +259,15 @@ class Store:
             yield connection
             fault_point("commit")
 
-    def _add(self, table: Table, rows: list[dict[str, Any]]) -> None:
-        unique = {row["id"]: row for row in reversed(rows)}
+    def _add(self, table: Table, rows: Iterable[dict[str, Any]]) -> None:
+        """Insert rows whose id is not there, a block at a time, in one transaction."""
         with self._transaction(REFERENCES_RULE) as connection:
-            existing: set[str] = set()
-            for block in statements.blocks(list(unique)):
-                existing.update(connection.scalars(select(table.c.id).where(table.c.id.in_(block))))
-            new = [row for row in reversed(unique.values()) if row["id"] not in existing]
-            if new:
-                connection.execute(table.insert(), new)
+            for block in statements.read_blocks(rows):
+                unique = {row["id"]: row for row in reversed(block)}
+                existing = set(connection.scalars(select(table.c.id).where(table.c.id.in_(unique))))
+                new = [row for row in reversed(unique.values()) if row["id"] not in existing]
+                if new:
+                    connection.execute(table.insert(), new)
 
     def _rows(self, query: Select[Any]) -> list[dict[str, Any]]:
         return self.read(lambda connection: [dict(row) for row in connection.execute(query).mappings()])
@@ -285,6 +292,24 @@ def describe_conflict(before: Judgement, now: Judgement) -> str:
             f"{before.rater}, round {before.round}"
         )
     return f"{now.comparison}: {now.rater} judged {old} before and {new} now"
+
+
+def _new_judgements(connection: Connection, judgements: Sequence[Judgement]) -> list[Judgement]:
+    """Those of the judgements that the ledger does not have; DataError if one contradicts it."""
+    by_key: dict[str, Judgement] = {}
+    by_slot: dict[tuple[str, str, int], Judgement] = {}
+    new: list[Judgement] = []
+    for j in _existing_judgements(connection, judgements):
+        by_key[j.key] = by_slot[judgement_slot(j)] = j
+    for j in judgements:
+        existing = by_key.get(j.key) or by_slot.get(judgement_slot(j))
+        if existing is None:
+            by_key[j.key] = by_slot[judgement_slot(j)] = j
+            new.append(j)
+        elif verdict_fields(existing) != verdict_fields(j):
+            conflict = describe_conflict(existing, j)
+            raise DataError(conflict, "judgements are never changed", "judge again in a new round")
+    return new
 
 
 def _existing_judgements(connection: Connection, judgements: Sequence[Judgement]) -> Iterator[Judgement]:
