@@ -27,7 +27,7 @@ from towpath.records import Prompt
 from towpath.rollout import experience
 from towpath.rollout.engine import SampleOutput
 from towpath.rollout.local import LocalEngine
-from towpath.run import training
+from towpath.run import arguments, training
 from towpath.runtime import checkpoints
 from towpath.runtime.local import Local
 from towpath.stages import reward, reward_training
@@ -374,6 +374,7 @@ def test_reward_model_restarts_from_the_fitted_head_when_its_first_checkpoint_fa
     pairs = [(f"Question {i} of many", f"yes {i} good", f"no {i} bad") for i in range(24)]
     recipe = check(Recipe, {"model": {"source": "tiny", "dtype": "float32"}, "reward": {"learning_rate": 1e-6}}, "test")
     corpus = Corpus(tuple(Prompt(f"p{i}", prompt) for i, (prompt, _, _) in enumerate(pairs)))
+    pairs = arguments.pairs(pairs)
 
     def train(folder: Path) -> torch.Tensor:
         stage = replace(training._job(recipe, folder, corpus, pairs), name="reward")
@@ -441,6 +442,7 @@ def test_full_weights_use_the_model_itself(tmp_path):
 def test_held_out_pairs_do_not_depend_on_settings(tmp_path):
     pairs = [(f"Question {i}?", f"good {i}", f"bad {i}") for i in range(24)]
     corpus = Corpus(tuple(Prompt(f"p{i}", prompt) for i, (prompt, _, _) in enumerate(pairs)))
+    pairs = arguments.pairs(pairs)
     held = []
     for rate, count in ((1e-5, 24), (3e-5, 24), (1e-5, 3)):
         recipe = check(Recipe, {"model": {"source": "tiny"}, "policy": {"algo": "dpo", "learning_rate": rate}}, "test")

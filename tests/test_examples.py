@@ -35,7 +35,7 @@ def test_prompt_and_demonstration_formats(tmp_path: Path):
             {"prompt": "Five?"},
         )
     )
-    assert [(d.prompt, d.response) for d in examples.demonstrations] == [
+    assert [(d.text, d.response) for d in examples.demonstrations] == [
         ("One?", "1"),
         ("Two\n\nmore", "2"),
         (TRANSCRIPT, "Three"),

@@ -362,6 +362,7 @@ def test_reward_margins_are_computed_once(tmp_path, monkeypatch):
         config=LabelConfig.from_recipe(Recipe()),
         store=store,
         chat=SimpleNamespace(prompt=lambda _text: [1, 2]),
+        reward_chat=SimpleNamespace(pad=0),
         tokens=lambda completion: completion.token_ids,
         launch=lambda training: SimpleNamespace(open=lambda _roles: None, score=score),
     )

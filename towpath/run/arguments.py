@@ -104,7 +104,7 @@ def _pair(row: Any, value: str) -> Pair:
     try:
         prompt, better, worse = prompt_and_answers(named)
     except UnusableRow as reason:
-        raise RecipeError(value, f"a pair is a prompt and two answers: {reason}", fix) from None
+        raise RecipeError(value, f"a pair is three texts, or messages: {reason}", fix) from None
     if not all(map(_is_text, (*(message.content for message in prompt), better, worse))):
         raise RecipeError(value, "a pair is three texts", fix)
     return prompt, better, worse
