@@ -35,6 +35,29 @@ def test_mathematical_equality() -> None:
         sources.load_source("math", columns=["truth"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("2 * 7 = 14", True),
+        ("The answer is 14.", True),
+        ("14.0", True),
+        ("$\\boxed{14}$", True),
+        ("2 * 7", False),
+        ("it is 7 + 7", False),
+        ("16 - 2 = 14 - 0", False),
+        ("28/2", False),
+        ("$2 \\cdot 7$", False),
+    ],
+)
+def test_a_question_is_no_answer(answer: str, right: bool) -> None:
+    assert score("math", [answer], {"reference": ["14"]}) == [float(right)]
+
+
+def test_fractions_in_lowest_terms_are_values() -> None:
+    assert score("math", ["1/2", "2/4", "50%", "$\\frac{1}{2}$", "0.5"], {"reference": ["0.5"] * 5}) == [1, 0, 1, 1, 1]
+    assert score("math", ["-3", "3", "1,234"], {"reference": ["-3", "-3", "1234"]}) == [1, 0, 1]
+
+
 def test_reference_text() -> None:
     columns = {"reference": ["Paris", "Berlin", ""]}
     assert score("rule:reference", ["paris.", "Bonn", "x"], columns) == [1.0, 0.0, None]

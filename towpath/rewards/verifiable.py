@@ -2,6 +2,7 @@
 JSON schema (`json:FILE`)."""
 
 import json
+import math
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,10 @@ from towpath.rewards.call_adapter import NO_COLUMNS, Columns, Prompts
 REFERENCE = "reference"
 """The column of the correct answer, unless the source names another."""
 SECONDS = 5
+_VALUE = re.compile(
+    r"[-+]?\s*(?:(?:(?P<above>\d+)\s*/\s*(?P<below>\d+))|\\[dt]?frac\{(?P<top>\d+)\}\{(?P<bottom>\d+)\}"
+    r"|\d[\d,]*(?:\.\d*)?|\.\d+)\s*(?:\\?%)?"
+)
 CODE_BLOCK = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 Scorer = Callable[..., list[float | None]]
 
@@ -45,9 +50,22 @@ def load_math(source: str, columns: Sequence[str]) -> Scorer:
         if all(isinstance(part, str) for part in gold):  # read as text only
             value = f"{source}: the reference {reference!r} is no number or expression"
             raise RewardError(value, "references are numbers, expressions or LaTeX", f"correct the column {column}")
-        return float(verify(gold, parse(final_answer(answer), parsing_timeout=limit()), timeout_seconds=limit()))
+        result = parse(final_answer(answer), parsing_timeout=limit())
+        if is_value(reference) and not (result and is_value(str(result[-1]))):
+            return 0.0
+        return float(verify(gold, result, timeout_seconds=limit()))
 
     return _against_reference(source, column, equal)
+
+
+def is_value(text: str) -> bool:
+    """Whether a text is a number: an integer, a decimal, a percentage or a fraction in lowest terms. 3 + 4 is none: a
+    policy that is rewarded for it learns to write the question as its answer."""
+    match = _VALUE.fullmatch(text.strip().strip("$").strip())
+    if match is None:
+        return False
+    above, below = match["above"] or match["top"], match["below"] or match["bottom"]
+    return below is None or (int(below) > 1 and math.gcd(int(above), int(below)) == 1)
 
 
 def load_reference(source: str, columns: Sequence[str]) -> Scorer:
