@@ -96,4 +96,7 @@ accuracy = { action = "warn" }
     gate = summary["stages"]["evaluate"]["accuracy"]
     assert gate["n"] == 20 and gate["judge"] == "rule:reference"
     assert "reward" not in summary["stages"], "no labels and no reward model"
-    assert "Accuracy by rule:reference: base" in (run / "reports" / "report.html").read_text()
+    assert summary["outcome"].startswith("Accuracy by rule:reference on 20 held-out prompts ")
+    page = (run / "reports" / "report.html").read_text()
+    assert "Accuracy by rule:reference: base" in page
+    assert "simulated rater" not in page and "Completions to compare" not in page, "no stage of this run needs labels"

@@ -69,9 +69,9 @@ def assert_none(findings: Sequence[Finding], code: str) -> None:
 
 
 def test_watched_sources_are_validated(run: Path, corpus: Corpus, chat: Chat) -> None:
-    assert preflight.check(recipe_with(policy__rewards__watch=["rule:words:8-35"]), run, corpus, chat)
-    with pytest.raises(RecipeError, match=r"policy\.rewards\.watch: 'model'"):
-        preflight.check(recipe_with(policy__rewards__watch=["model"]), run, corpus, chat)
+    assert_none(preflight.check(recipe_with(policy__rewards__watch=["rule:words:8-35"]), run, corpus, chat), "rewards")
+    findings = preflight.check(recipe_with(policy__rewards__watch=["model"]), run, corpus, chat)
+    assert find_one(findings, "rewards", "error").evidence == "policy.rewards.watch: 'model': no such source"
 
 
 @pytest.mark.parametrize("name", ["quickstart", "tiny"])
@@ -502,3 +502,26 @@ def test_judge_and_rule_settings(run: Path, corpus: Corpus, chat: Chat) -> None:
         update={"preferences": recipe_.preferences.model_copy(update={"rules": {"r": "open('x')"}})}
     )
     assert "open" in find_one(preflight.check(bad, run, corpus, chat), "raters", "error").evidence
+
+
+QUESTIONS = tuple(
+    Prompt(f"p{i}", f"What is {i} and {i + 1}?", split="heldout" if i % 4 == 0 else "train") for i in range(80)
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [("mth", "'mth': no such source"), ("math:other", "'math:other'"), ("python:nowhere:f", "nowhere"), ("math", "")],
+)
+def test_source_of_the_accuracy_is_checked_before_the_run(tmp_path: Path, source: str, error: str) -> None:
+    corpus = Corpus(QUESTIONS, columns={p.id: {"reference": "1"} for p in QUESTIONS})
+    findings = preflight.check(recipe_with(evaluate__accuracy=source), tmp_path, corpus, None)
+    errors = [f.evidence for f in findings if f.evidence.startswith("evaluate.accuracy: ")]
+    assert [error in evidence for evidence in errors] == ([True] if error else [])
+
+
+@pytest.mark.parametrize(("source", "reads_labels"), [("rule:prose", False), ("model", True)])
+def test_labels_are_checked_only_where_a_stage_reads_them(tmp_path: Path, source: str, reads_labels: bool) -> None:
+    settings = check(Recipe, {"policy": {"rewards": {"sources": [{"source": source}]}}}, "test")
+    codes = {f.code for f in preflight.check(settings, tmp_path, Corpus(QUESTIONS), None)}
+    assert ({"labels", "simulated-labels", "pairs-few"} & codes != set()) == reads_labels

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from families import EXPERTS, LATENT
 from tokenizers_of_others import CONTROLS, tokenizer_of
 
 from towpath.data.batch import Batch, Row
@@ -33,27 +34,6 @@ TINY: dict[str, Any] = {
     "pad_token_id": 3,
     "eos_token_id": 2,
     "bos_token_id": 1,
-}
-LATENT: dict[str, Any] = {
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 8,
-    "n_group": 2,
-    "topk_group": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-    "num_key_value_heads": 4,
-}
-EXPERTS: dict[str, Any] = {
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "moe_intermediate_size": 16,
-    "num_experts_per_tok": 2,
-    "head_dim": 8,
 }
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "Llama": ({}, ""),

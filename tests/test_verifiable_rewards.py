@@ -129,6 +129,8 @@ def _is_sleep(process: str) -> bool:
 def test_missing_program_is_refused() -> None:
     with pytest.raises(RecipeError, match="no program 'no-such-program'"):
         sources.load_source("command:no-such-program --fast")
+    with pytest.raises(RecipeError, match="No closing quotation"):
+        sources.load_source("command:python 'x")
 
 
 def test_a_source_that_does_not_apply_is_left_out_of_the_combination() -> None:

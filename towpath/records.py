@@ -33,8 +33,26 @@ def opening(messages: Sequence[Message]) -> str:
     return next((message.content for message in messages if message.role == "user"), "")
 
 
+class OpenConversation:
+    """A conversation that ends with the user: `history` and the last turn, `prompt`."""
+
+    __slots__ = ()
+    prompt: str
+    history: Conversation
+
+    @property
+    def messages(self) -> Conversation:
+        """The whole conversation."""
+        return (*self.history, Message("user", self.prompt))
+
+    @property
+    def text(self) -> str:
+        """The whole conversation as one text."""
+        return transcript(self.messages) if self.history else self.prompt
+
+
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(OpenConversation):
     """A conversation that waits for an answer: system prompt and earlier turns, and the last turn of the user."""
 
     id: str
@@ -49,19 +67,9 @@ class Prompt:
     history: Conversation = ()
     """System prompt and earlier turns."""
 
-    @property
-    def messages(self) -> Conversation:
-        """The whole conversation."""
-        return (*self.history, Message("user", self.prompt))
-
-    @property
-    def text(self) -> str:
-        """The whole conversation as one text."""
-        return transcript(self.messages) if self.history else self.prompt
-
 
 @dataclass(frozen=True, slots=True)
-class Demonstration:
+class Demonstration(OpenConversation):
     """An answer that a person wrote to a prompt."""
 
     id: str
@@ -73,16 +81,6 @@ class Demonstration:
     domain: str = "general"
     history: Conversation = ()
     """System prompt and earlier turns."""
-
-    @property
-    def messages(self) -> Conversation:
-        """The conversation before the response."""
-        return (*self.history, Message("user", self.prompt))
-
-    @property
-    def text(self) -> str:
-        """The conversation before the response as one text."""
-        return transcript(self.messages) if self.history else self.prompt
 
 
 @dataclass(frozen=True, slots=True)

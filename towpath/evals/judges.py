@@ -50,7 +50,7 @@ TIE = PairOutcome(0.5)
 
 @dataclass(frozen=True, slots=True)
 class JudgeOutcomes:
-    """What one judge found: an outcome for each pair, calls and cost."""
+    """Results of one judge: an outcome for each pair, calls and cost."""
 
     name: str
     """The judge as reports name it: `AI judge MODEL at HOST`."""

@@ -1,4 +1,4 @@
-"""What is said of a run that has no evaluation judge."""
+"""Messages about a run without an evaluation judge."""
 
 NO_JUDGE = "no evaluation judge fits this data"
 NO_JUDGE_CODE = "no-evaluation-judge"

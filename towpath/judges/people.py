@@ -22,7 +22,7 @@ class PeopleJudge:
     run: Path
     spec: ArenaSpec
     key: str
-    """The stage and its fingerprint, by which its arena is found again."""
+    """The stage and its fingerprint, which identify its arena when the run resumes."""
     seed: int
 
     def compare(self, pairs: Sequence[AnswerPair], title: str) -> JudgeOutcomes:

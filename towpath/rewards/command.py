@@ -33,9 +33,9 @@ QUOTED = 120
 
 def load_command(source: str, limits: CommandLimits) -> Callable[..., list[float]]:
     """The scorer of a source; RecipeError if the program does not exist."""
-    words = shlex.split(source.partition(":")[2])
+    words = program_words(source)
     if not words or shutil.which(words[0]) is None:
-        value = f"policy.rewards: {source!r}: no program {words[0] if words else ''!r}"
+        value = f"{source!r}: no program {words[0] if words else ''!r}"
         raise RecipeError(value, RULE, "give the program's path, or install it")
 
     def score(prompts: Prompts, answers: Sequence[str], columns: Columns = NO_COLUMNS) -> list[float]:
@@ -56,6 +56,14 @@ def load_command(source: str, limits: CommandLimits) -> Callable[..., list[float
         return scores
 
     return score
+
+
+def program_words(source: str) -> list[str]:
+    """The program of a source and its arguments; RecipeError for an open quote."""
+    try:
+        return shlex.split(source.partition(":")[2])
+    except ValueError as error:
+        raise RecipeError(f"{source!r}: {error}", RULE, "close the quote") from None
 
 
 def _inputs(prompts: Prompts, answers: Sequence[str], columns: Columns) -> list[str]:

@@ -94,9 +94,7 @@ def model_of(source: str) -> str:
     return source.removeprefix("model:").partition("#")[0]
 
 
-def load_source(
-    source: str, key: str = "sources", columns: Collection[str] = (), limits: CommandLimits | None = None
-) -> Scorer:
+def load_source(source: str, columns: Collection[str] = (), limits: CommandLimits | None = None) -> Scorer:
     """The scorer that a recipe's source names; `columns` are the extra columns of the prompts' rows, `limits` those of
     a command.
 
@@ -109,7 +107,7 @@ def load_source(
         return load_json(source)
     if kind == "command":
         return load_command(source, limits or CommandLimits())
-    if source.startswith("rule:reference"):
+    if kind == "rule" and rest.partition(":")[0] == "reference":
         return load_reference(source, list(columns))
     if kind == "rule":
         return _load_rule(rest)
@@ -122,15 +120,10 @@ def load_source(
         try:
             network.require_allowed_literal(source)
         except network.ForbiddenAddress as error:
-            raise RecipeError(
-                f"policy.rewards.{key}: {source!r}: {error}", ADDRESS_RULE, "correct the address"
-            ) from None
+            raise RecipeError(f"{source!r}: {error}", ADDRESS_RULE, "correct the address") from None
         return lambda prompts, answers, columns=NO_COLUMNS: score_over_http(source, prompts, answers, columns)
-    own = "model, " if key == "sources" else ""
-    rule = (
-        f"{own}model:SOURCE, rule:NAME, math, json:FILE, command:PROGRAM, python:MODULE:FUNCTION or an http(s) address"
-    )
-    raise RecipeError(f"policy.rewards.{key}: {source!r}", rule, "for example rule:words:8-35")
+    rule = "model:SOURCE, rule:NAME, math, json:FILE, command:PROGRAM, python:MODULE:FUNCTION or an http(s) address"
+    raise RecipeError(f"{source!r}: no such source", rule, "for example rule:words:8-35")
 
 
 def validate_scores(source: str, scores: Sequence[float | None], count: int) -> list[float | None]:

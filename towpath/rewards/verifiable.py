@@ -34,7 +34,7 @@ def load_math(source: str, columns: Sequence[str]) -> Scorer:
         from math_verify import parse, verify
     except ImportError:
         fix = "pip install 'towpath[math]'"
-        raise RecipeError(f"policy.rewards: {source!r}", "the source math needs the package math-verify", fix) from None
+        raise RecipeError(f"{source!r}", "the source math needs the package math-verify", fix) from None
 
     def limit() -> Any:
         """Seconds for one expression; math-verify counts them by a signal, which only the main thread can."""
@@ -84,7 +84,7 @@ def load_json(source: str) -> Scorer:
         import jsonschema
         from jsonschema import validators
     except ImportError:
-        value = f"policy.rewards: {source!r}"
+        value = f"{source!r}"
         raise RecipeError(
             value, "the source json needs the package jsonschema", "pip install 'towpath[json]'"
         ) from None
@@ -93,7 +93,7 @@ def load_json(source: str) -> Scorer:
         kind: Any = validators.validator_for(schema)
         kind.check_schema(schema)
     except (OSError, ValueError, jsonschema.SchemaError) as error:
-        raise RecipeError(f"policy.rewards: {source!r}: {error}", rule, "correct the file") from None
+        raise RecipeError(f"{source!r}: {error}", rule, "correct the file") from None
     validator = kind(schema)
 
     def score(_prompts: Prompts, answers: Sequence[str], _columns: Columns = NO_COLUMNS) -> list[float | None]:
@@ -120,7 +120,7 @@ def _column(source: str, columns: Sequence[str]) -> str:
             f"it compares answers with the column {column!r} of the prompts' rows; they have the columns: {available}"
         )
         fix = f"add the column to the files of data.prompts, or name another: {source.partition(':')[0]}:COLUMN"
-        raise RecipeError(f"policy.rewards: {source!r}", rule, fix)
+        raise RecipeError(f"{source!r}", rule, fix)
     return column
 
 

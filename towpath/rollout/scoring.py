@@ -36,10 +36,10 @@ class RewardSources:
         self.classifiers = classifiers or {}
         """Reward models from elsewhere, by source."""
         names = [source.source for source in rewards.sources if source.source != "model"]
-        self._scorers = {name: self._scorer(name, "sources") for name in names}
-        self._watched = {name: self._scorer(name, "watch") for name in rewards.watch}
+        self._scorers = {name: self._scorer(name) for name in names}
+        self._watched = {name: self._scorer(name) for name in rewards.watch}
 
-    def _scorer(self, source: str, key: str) -> Scorer:
+    def _scorer(self, source: str) -> Scorer:
         """The function of rollouts that a source names."""
         if source in self.classifiers:
             model = self.classifiers[source]
@@ -49,7 +49,7 @@ class RewardSources:
                 return sources.validate_scores(source, scores, len(rollouts))
 
             return score
-        call = sources.load_source(source, key, self.corpus.column_names, self.rewards.command)
+        call = sources.load_source(source, self.corpus.column_names, self.rewards.command)
 
         def score_texts(rollouts: Sequence[Rollout]) -> Sequence[float | None]:
             prompts = [r.prompt for r in rollouts]

@@ -2,7 +2,6 @@
 its fingerprint changes."""
 
 import hashlib
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from towpath.recipe.stage_configs import (
 )
 from towpath.records import Finding, finding_of
 from towpath.rewards import sources
+from towpath.rewards.command import program_words
 from towpath.run.record import stage_kind
 from towpath.store import manifest
 from towpath.store.judgement_reads import ChoicesDigest, choices_digest
@@ -206,7 +206,7 @@ class _Planner:
             return self._ai_judge(judge)
         if spec.startswith("model:"):
             return content.known(sources.model_of(spec), self.run)
-        return _code_hashes([spec.split(":")[1]]) if spec.startswith("python:") else ""
+        return _source_hashes(spec)
 
     def _ai_judge(self, judge: Judge) -> dict[str, Any]:
         """Keys of an AI judge, and the content of its rubric."""
@@ -268,6 +268,7 @@ class _Planner:
         """The settings that the weights depend on: no sections of other algorithms, nothing that is only logged."""
         policy = cfg.policy.model_dump(mode="json", exclude=_unused_sections(cfg.policy.algo))
         del policy["rewards"]["watch"]
+        del policy["rewards"]["command"]["parallel"]
         settings = {"policy": policy, "prompts": self.corpus.digests.train}
         settings |= _user_code(cfg.policy) | _engine_settings(cfg.engine)
         names = [s.source for s in cfg.policy.rewards.sources if s.source.startswith("model:")]
@@ -301,6 +302,7 @@ class _Planner:
     def _evaluate_settings(self, cfg: EvaluateConfig) -> dict[str, Any]:
         evaluate = cfg.evaluate.model_dump(mode="json", exclude=JUDGED_BY)
         settings = {"evaluate": evaluate} | self._judge_settings(cfg) | _engine_settings(cfg.engine)
+        settings |= {"accuracy": _source_hashes(cfg.evaluate.accuracy)}
         judge = cfg.evaluate.judge
         if cfg.evaluate.ask_judge and judge.base_url and judge.model:
             settings["refusals"] = self._ai_judge(judge)
@@ -333,23 +335,22 @@ def _engine_settings(engine: EngineConfig) -> dict[str, Any]:
 
 
 def _user_code(policy: Policy) -> dict[str, dict[str, str]]:
-    """Hashes of the user's modules that the policy stage uses."""
-    modules = [source.source.split(":")[1] for source in policy.rewards.sources if source.source.startswith("python:")]
-    if "." in policy.algo:
-        modules.append(policy.algo)
-    hashes = _code_hashes(modules) | _file_hashes(policy)
+    """Hashes of the user's files that the policy stage uses."""
+    hashes = _code_hashes([policy.algo]) if "." in policy.algo else {}
+    for source in policy.rewards.sources:
+        hashes |= _source_hashes(source.source)
     return {"code": hashes} if hashes else {}
 
 
-def _file_hashes(policy: Policy) -> dict[str, str]:
-    """Hashes of the files that reward sources name: JSON schemas, and programs with their arguments."""
-    names: list[str] = []
-    for source in policy.rewards.sources:
-        kind, _, rest = source.source.partition(":")
-        if kind == "json":
-            names.append(rest)
-        if kind == "command":
-            names += shlex.split(rest)
+def _source_hashes(source: str) -> dict[str, str]:
+    """Hashes of the files that a reward source or a judge names: a module, a JSON schema, a program and its
+    arguments."""
+    kind, _, rest = source.partition(":")
+    if kind == "python":
+        return _code_hashes([rest.partition(":")[0]])
+    names = [rest] if kind == "json" else []
+    if kind == "command":
+        names = program_words(source)
     files = {name: find_file(name) for name in names}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in files.items() if path.is_file()}
 
@@ -365,6 +366,11 @@ def import_from_run_folder(run: Path) -> None:
     for folder in (str(run.resolve()), str(Path.cwd())):
         if folder not in sys.path:
             sys.path.append(folder)
+
+
+def needs_labels(recipe: Recipe) -> bool:
+    """Whether any stage of a recipe reads labels."""
+    return _needs(recipe)[1] or reserved_share(recipe.evaluate, recipe.preferences.raters) > 0
 
 
 def _needs(recipe: Recipe) -> tuple[bool, bool]:

@@ -13,6 +13,7 @@ from towpath.judges.selection import select_judges
 from towpath.recipe import Recipe
 from towpath.records import Finding
 from towpath.rewards import sources
+from towpath.run.fingerprint import needs_labels
 
 CODE = "evaluation-judge"
 MEANINGS = {
@@ -32,7 +33,7 @@ def check_judges(recipe: Recipe, run: Path, corpus: Corpus) -> Iterator[Finding]
     elif "rubric" in recipe.evaluate.judges and "rubric" not in specs:
         evidence = "evaluate.judges: the written rubric is left out"
         yield Finding(CODE, "warning", evidence, NO_JUDGE_REASON, "remove 'rubric' from evaluate.judges")
-    if recipe.preferences.raters == "simulated" and not is_bundled(corpus):
+    if recipe.preferences.raters == "simulated" and needs_labels(recipe) and not is_bundled(corpus):
         evidence = "preferences.raters = 'simulated' labels this data by the bundled recipes' rubric"
         cause = "such labels say nothing about what people prefer here"
         fix = "set preferences.raters to people, judge, blend or recorded"

@@ -20,11 +20,12 @@ from towpath.evals.no_judge import NO_JUDGE_CODE
 from towpath.feedback import judge_runner, rules
 from towpath.models.cpu import build
 from towpath.models.memory import memory_available
-from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe
+from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe, Rewards
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
 from towpath.rollout.engine import engine_module
 from towpath.run import judge_checks, model_checks, plan, trackers
+from towpath.run.fingerprint import needs_labels
 from towpath.run.sizes import Size, disk_needed, memory_needed
 
 ENOUGH_PROMPTS = 200
@@ -73,13 +74,15 @@ def check(
         *corpus.findings,
         *_check_rates(recipe, force),
         *_check_batches(recipe, corpus),
-        *_check_evidence(recipe, corpus),
+        *_check_heldout(recipe, corpus),
+        *(_check_labels(recipe, corpus) if needs_labels(recipe) else ()),
+        *_check_accuracy(recipe, corpus),
         *checks.check_data(recipe, run, corpus, chat, size.context),
         *_check_decoding(recipe),
         *_check_domains(recipe, corpus),
         *check_engine(recipe),
         *_check_kernels(recipe),
-        *_check_raters(recipe, run),
+        *(_check_raters(recipe, run) if needs_labels(recipe) else ()),
         *trackers.missing(recipe.track),
         *model_checks.check_classifiers(recipe, run),
         *model_findings,
@@ -313,10 +316,18 @@ def _check_rewards(policy: Policy, columns: Collection[str]) -> Iterator[Finding
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in rewards.sources:
         if source.source.partition(":")[0] != "model":
-            sources.load_source(source.source, columns=columns, limits=rewards.command)
+            yield from check_source("policy.rewards.sources", source.source, rewards, columns)
     for source in rewards.watch:
         if not source.startswith("model:"):
-            sources.load_source(source, "watch", columns)
+            yield from check_source("policy.rewards.watch", source, rewards, columns)
+
+
+def check_source(key: str, source: str, rewards: Rewards, columns: Collection[str]) -> Iterator[Finding]:
+    """Whether a reward source that a key of the recipe names can be called."""
+    try:
+        sources.load_source(source, columns, rewards.command)
+    except TowpathError as error:
+        yield Finding("rewards", "error", f"{key}: {error.value}", error.rule, error.fix)
 
 
 def _check_batches(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
@@ -333,9 +344,15 @@ def _check_batches(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
         yield Finding("demonstrations", "error", evidence, cause, fix)
 
 
-def _check_evidence(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
-    """Whether there are enough held-out prompts, labels and held-out pairs."""
-    cfg = recipe.preferences
+def _check_accuracy(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
+    """Whether the source that checks held-out answers can be called."""
+    if recipe.evaluate.accuracy:
+        source = recipe.evaluate.accuracy
+        yield from check_source("evaluate.accuracy", source, recipe.policy.rewards, corpus.column_names)
+
+
+def _check_heldout(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
+    """Whether there are enough held-out prompts."""
     count = min(len(corpus.heldout), recipe.evaluate.prompts or len(corpus.heldout))
     if not count:
         cause = "evaluation judges on prompts that training never saw"
@@ -345,6 +362,11 @@ def _check_evidence(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
         fix = "raise evaluate.prompts" if count < len(corpus.heldout) else _more_heldout(recipe, corpus)
         fix = f"{ENOUGH_PROMPTS} give ± {_margin(0.7, ENOUGH_PROMPTS):.0f}: {fix}"
         yield Finding("heldout-few", "warning", evidence, "the interval is wide with few prompts", fix)
+
+
+def _check_labels(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
+    """Whether there can be enough labels and held-out pairs."""
+    cfg = recipe.preferences
     most = plan.max_comparisons(recipe, len(corpus.train))
     if cfg.raters == "recorded":
         most = cfg.min_labels  # as many as the files hold

@@ -30,7 +30,7 @@ SERVICES = ("wandb", "mlflow", "trackio")
 FIX = "pip install towpath[track]"
 METRICS = "metrics.jsonl"
 SECRET: Any = {"store": True, "judge": {"api_key"}, "evaluate": {"judge": {"api_key"}}}
-"""What of a recipe no service is told."""
+"""Recipe keys that are never sent to a tracker."""
 
 
 class Tracker(Protocol):

@@ -21,7 +21,7 @@ def answer_accuracy(
     source = job.config.evaluate.accuracy
     if not source:
         return {}
-    scorer = load_source(source, "accuracy", job.corpus.column_names, job.config.policy.rewards.command)
+    scorer = load_source(source, job.corpus.column_names, job.config.policy.rewards.command)
     columns = job.corpus.columns_of(prompts)
     texts = job.corpus.as_rows_have_them(prompts)
     right = {

@@ -22,7 +22,7 @@ ANSWERS = "answers.jsonl"
 
 @dataclass(frozen=True)
 class WinRates:
-    """What the judges of a stage found on two models; the first one decides the gate."""
+    """Results of the judges of a stage on two models; the first one decides the gate."""
 
     one: str = ""
     other: str = ""

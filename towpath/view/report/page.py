@@ -67,9 +67,11 @@ def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name:
 
 def outcome(run: RunRecord, summary: dict[str, Any]) -> str:
     """The outcome of the run in one sentence."""
+    evaluation = run.result("evaluate")
+    if accuracy := _accuracy(evaluation):
+        return f"{accuracy}; KL {number(summary['kl_per_prompt'], 2)} nats per prompt."
     if run.lacks_judge():
         return _without_judge(summary)
-    evaluation = run.result("evaluate")
     reason = undecided_reason(judge_of(evaluation), run.recipe.evaluate.max_unjudged) if evaluation else ""
     if reason:
         return f"The gate evaluate is UNDECIDED: {reason}."
@@ -86,6 +88,23 @@ def outcome(run: RunRecord, summary: dict[str, Any]) -> str:
     judge = run.evaluation_judge()
     by = f" by {judge}" if judge else ""
     return f"The policy {'wins over' if win['rate'] > 0.5 else 'is worse than'} SFT{by}{_on(win['rate'], share)}{rest}."
+
+
+def _accuracy(evaluation: dict[str, Any]) -> str:
+    """The change of the accuracy, where answers are checked; empty elsewhere."""
+    accuracy = evaluation.get("accuracy") or {}
+    rise = accuracy.get("rise") or {}
+    if not rise.get("n"):
+        return ""
+    low, high = rise["interval"]
+    change = "rose" if rise["rate"] > 0 else "fell"
+    if low <= 0 <= high:
+        change = "has not clearly changed"
+    before, after = percent(accuracy["sft"]["rate"], 1), percent(accuracy["policy"]["rate"], 1)
+    interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+    points = f"{100 * rise['rate']:+.1f} points, 95\u00a0% interval {interval}".replace("-", MINUS)
+    text = f"Accuracy by {accuracy['source']} on {rise['n']} held-out prompts {change}: {before} before, {after} after"
+    return f"{text} ({points})"
 
 
 def _without_judge(summary: dict[str, Any]) -> str:
@@ -166,7 +185,9 @@ def _sentences(finding: dict[str, Any]) -> str:
 
 
 def simulation(run: RunRecord) -> str:
-    """A notice on simulated labels; empty if people or judges labelled."""
+    """A notice on simulated labels; empty if people or judges labelled, or no stage needs labels."""
+    if run.stages and not run.latest("label"):
+        return ""
     result = run.result("label")
     if not result.get("simulated", run.recipe.preferences.raters == "simulated"):
         return ""

@@ -52,7 +52,9 @@ def title(name: str) -> str:
 
 def gates(run: RunRecord, verdicts: list[Verdict]) -> list[Row]:
     """One row for each stage, including those that have not run, and one for safety."""
-    missing = [name for name in STAGES if name not in run.stages and name not in OPTIONAL_STAGES]
+    # a run that was planned lists all stages of its recipe
+    planned = () if run.stages else STAGES
+    missing = [name for name in planned if name not in OPTIONAL_STAGES]
     rows = []
     for stage in run.stages.values():
         rows.append(_gate(stage.name, stage, run.verdict(stage, verdicts)))
