@@ -41,6 +41,55 @@ W = "towpath/web/"
 BREAKAGES = [
     # algos
     Breakage(
+        "training prompted with the last turn alone",
+        "towpath/rollout/experience.py",
+        "make_row(self.chat.prompt(r.prompt.messages)",
+        "make_row(self.chat.prompt(r.prompt.prompt)",
+        "tests/test_conversations.py -k whole_conversations",
+    ),
+    Breakage(
+        "pairs prompted with the last turn alone",
+        "towpath/stages/labelled_pairs.py",
+        "job.chat.prompt(prompt.messages)",
+        "job.chat.prompt(prompt.prompt)",
+        "tests/test_conversations.py -k whole_conversations",
+    ),
+    Breakage(
+        "judges read the last turn alone",
+        F + "judge_runner.py",
+        "PairText(c.id, prompt.text,",
+        "PairText(c.id, prompt.prompt,",
+        "tests/test_conversations.py -k whole_conversations",
+    ),
+    Breakage(
+        "answers without a score trained on",
+        "towpath/rollout/experience.py",
+        'if "reward" not in batch.columns or not batch.columns["reward"].isnan().any():',
+        "if True:",
+        "tests/test_verifiable_rewards.py -k unscored_answers",
+    ),
+    Breakage(
+        "an unevaluated expression counts as the answer",
+        "towpath/rewards/verifiable.py",
+        "if is_value(reference) and not (result and is_value(str(result[-1]))):",
+        "if False:",
+        "tests/test_verifiable_rewards.py -k question",
+    ),
+    Breakage(
+        "a failed program scores zero",
+        "towpath/rewards/command.py",
+        "FAILED = math.nan",
+        "FAILED = 0.0",
+        "tests/test_verifiable_rewards.py -k failures",
+    ),
+    Breakage(
+        "turns of a conversation in both splits",
+        D + "corpus_reader.py",
+        "normalise(opening(messages))",
+        "normalise(transcript(messages))",
+        "tests/test_data.py -k one_split",
+    ),
+    Breakage(
         "whitening includes padding",
         A + "functional.py",
         "torch.where(mask, x, 0.0).sum() / mask.sum()",

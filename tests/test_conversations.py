@@ -10,21 +10,24 @@ import torch
 from test_models import runtime
 from tokenizers_of_others import CONTROLS, KINDS, TEMPLATES, tokenizer_of
 
+import towpath as tp
 from towpath.algos import sft
 from towpath.data.batch import Batch
-from towpath.data.chat import Chat
+from towpath.data.chat import Chat, as_messages
 from towpath.data.checks import check_data
 from towpath.data.context_budget import HistoryCutter, cut_corpus, cut_history
 from towpath.data.corpus import Corpus
 from towpath.data.corpus_reader import read_corpus
 from towpath.data.demonstration_rows import NOT_A_PREFIX, demonstration_row
 from towpath.data.template_renderer import TemplateFailed
+from towpath.feedback import judge_runner
 from towpath.models import base
 from towpath.reasoning import split_reasoning
 from towpath.recipe import Recipe, Sft
 from towpath.recipe.reader import check
-from towpath.records import Conversation, Demonstration, Message, Prompt, Split
+from towpath.records import Comparison, Completion, Conversation, Demonstration, Message, Prompt, Split, transcript
 from towpath.stages.demonstrations import demonstration_batch
+from towpath.store.store import Store
 
 TEXTS = ("How do I boil an egg?", "Six minutes.", "And 2 of them?", "The same time.", "Grüße! Why?", "Heat is shared.")
 ROLES = ("user", "assistant")
@@ -222,3 +225,45 @@ def test_conversations_that_the_template_refuses_are_listed_by_the_check(tmp_pat
     assert finding.severity == "error" and "p7" in finding.evidence and "p8" not in finding.evidence
     listed = (tmp_path / "reports" / "refused_rows.jsonl").read_text()
     assert '"line": 8' in listed and "does not render a conversation with these roles" in listed
+
+
+TALKS = [
+    [
+        {"role": "user", "content": f"Talk {i}"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": f"And {i}?"},
+    ]
+    for i in range(12)
+]
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dpo"])
+def test_training_prompts_the_model_with_whole_conversations(
+    tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch, algo: str
+) -> None:
+    prompted: set[str] = set()
+    tokens = Chat.prompt
+    monkeypatch.setattr(Chat, "prompt", lambda chat, p: prompted.add(transcript(as_messages(p))) or tokens(chat, p))
+    settings = {"model": tiny_folder, "folder": tmp_path, "max_new_tokens": 4, "dtype": "float32"}
+    if algo == "dpo":
+        pairs = [(talk, f"yes {i}", f"no {i}") for i, talk in enumerate(TALKS)]
+        trained = tp.train(algo, pairs=pairs, batch=4, epochs=1, **settings)
+    else:
+        reward = "rule:words:1-3"
+        trained = tp.train(algo, prompts=TALKS, reward=reward, steps=1, rollout=8, **settings)
+    trained.generate(TALKS[:1])
+    talks = {text for text in prompted if "And " in text}
+    assert talks == {f"User: Talk {i}\n\nAssistant: Yes.\n\nUser: And {i}?" for i in range(12)}
+
+
+def test_judges_and_rules_read_whole_conversations_without_reasoning(tmp_path: Path) -> None:
+    prompt = Prompt("p", "Why?", history=(Message("system", "Be brief."), *turns(2)))
+    with Store.open(tmp_path / "a.db") as store:
+        store.add_prompts([prompt])
+        texts = {"a": "<think>hm</think>Because.", "b": "No."}
+        store.add_completions(Completion(name, "p", "sft", text, (), (), "stop") for name, text in texts.items())
+        store.add_comparisons([Comparison("c", "p", "a", "b")])
+        (pair,) = judge_runner.pair_texts(store, store.comparisons())
+        assert store.prompts() == {"p": prompt}
+    assert (pair.prompt, pair.a, pair.b) == (prompt.text, "Because.", "No.")
+    assert pair.prompt.startswith("System: Be brief.\n\nUser: ") and pair.prompt.endswith("User: Why?")
