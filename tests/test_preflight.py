@@ -434,6 +434,27 @@ def test_disk_and_memory_estimates_depend_on_method_and_rounds() -> None:
     assert sizes.memory_needed(recipe_with(**full), size) == 4 * (2 * 1000 + 5 * 1000) + logits
 
 
+def test_estimates_count_reward_models_from_elsewhere() -> None:
+    size = sizes.Size(1000, 100, 64, 10)
+    reward = sizes.Size(7000, 300, 64, 10)
+    logits = 8 * 1024 * 10
+    plain = recipe_with(reward__base="other")
+    # the policy's own copies, the reward model, an adapter of each
+    assert sizes.memory_needed(plain, size, reward, 500) == 4 * (7000 + 5 * 16 * 300) + logits
+    used_as_it_is = recipe_with(reward__pretrained="other")
+    assert sizes.memory_needed(used_as_it_is, size, reward, 500) == 4 * (2 * 1000 + 7000 + 500 + 5 * 1600) + logits
+    assert sizes.disk_needed(used_as_it_is, size, reward) == 4 * 2000 + 48 * 2 * 1600
+    assert sizes.disk_needed(recipe_with(reward__base="other", reward__method="full"), size, reward) == (
+        4 * (2000 + 7000) + 48 * (2 * 1600 + 7000)
+    )
+
+
+def test_the_memory_of_a_named_reward_model_is_checked(tmp_path: Path) -> None:
+    recipe = recipe_with(reward__base=base.find("tiny"))
+    finding = find_one(preflight.check(recipe, tmp_path, Corpus(()), None, parameters=10**6), "memory", "info")
+    assert "M of other reward models" in finding.cause
+
+
 def test_several_errors_are_raised_as_one() -> None:
     errors = [Finding("batch", "error", "first", "why", "fix it"), Finding("leak", "error", "second", "why", "fix it")]
     with pytest.raises(RecipeError, match=r"(?s)2 findings.*first.*second"):

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import transformers
 
+from towpath.data.corpus import Corpus
 from towpath.errors import RecipeError
 from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.recipe.reader import check
+from towpath.run.fingerprint import plan_stages
 from towpath.run.model_card import _task_lines
 from towpath.stages import task_scores
+from towpath.view.report import extra_evals
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 TASK = """task: counting
@@ -67,6 +70,21 @@ def test_three_models_are_compared_on_a_task_of_the_users_own(run: Path) -> None
     assert task_scores.run(job, models) == result, "an interrupted stage keeps what it has measured"
     (line,) = [line for line in _task_lines(result) if "counting" in line]
     assert f"{row['policy']['value']:.3f}" in line
+    (shown,) = [row for row in extra_evals.tasks(result) if row["metric"] == "acc"]
+    assert shown["policy"].startswith(f"{row['policy']['value']:.3f} ± ") and shown["name"] == "counting"
+
+
+def test_a_changed_task_file_evaluates_again(run: Path) -> None:
+    recipe = check(Recipe, {"evaluate": {"tasks": ["counting"], "task_folder": "tasks"}}, "test")
+
+    def planned() -> str:
+        return plan_stages(recipe, run, Corpus(()), None)[-1].fingerprint
+
+    before = planned()
+    assert planned() == before
+    with (run / "tasks" / "counting.yaml").open("a") as file:
+        file.write("num_fewshot: 2\n")
+    assert planned() != before
 
 
 @pytest.mark.filterwarnings("ignore")

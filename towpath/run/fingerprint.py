@@ -303,6 +303,8 @@ class _Planner:
         evaluate = cfg.evaluate.model_dump(mode="json", exclude=JUDGED_BY)
         settings = {"evaluate": evaluate} | self._judge_settings(cfg) | _engine_settings(cfg.engine)
         settings |= {"accuracy": _source_hashes(cfg.evaluate.accuracy)}
+        if cfg.evaluate.task_folder:
+            settings["task_files"] = _folder_hashes(self.run / cfg.evaluate.task_folder)
         judge = cfg.evaluate.judge
         if cfg.evaluate.ask_judge and judge.base_url and judge.model:
             settings["refusals"] = self._ai_judge(judge)
@@ -353,6 +355,12 @@ def _source_hashes(source: str) -> dict[str, str]:
         names = program_words(source)
     files = {name: find_file(name) for name in names}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in files.items() if path.is_file()}
+
+
+def _folder_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of the files of a folder; data that those name by an address are not read."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files}
 
 
 def _code_hashes(modules: Sequence[str]) -> dict[str, str]:

@@ -115,6 +115,23 @@ def check_classifiers(recipe: Recipe, run: Path) -> list[Finding]:
     return findings
 
 
+def classifier_sizes(recipe: Recipe, run: Path) -> tuple[Size | None, int]:
+    """The size of the model that the reward model begins with, None if that is the tuned model, and the parameters of
+    the reward models that the policy's rewards name. Missing ones count nothing: `check_classifiers` names them."""
+    reward = _size_of(recipe.reward.source, run) if recipe.reward.source else None
+    named = (_size_of(source, run).parameters or 0 for source in sources.classifiers(recipe.policy.rewards))
+    return reward, sum(named)
+
+
+def _size_of(source: str, run: Path) -> Size:
+    from towpath.models import locate
+
+    try:
+        return model_size(Path(locate.find(sources.model_of(source), run)))
+    except ModelError:
+        return Size()
+
+
 def check_experts(recipe: Recipe, folder: Path) -> list[Finding]:
     """A warning if the policy's LoRA does not adapt the experts of a mixture."""
     from towpath.models import shape

@@ -423,14 +423,19 @@ def _check_resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
     if size.parameters is None:
         evidence = "the size of the model is not known: disk and memory were not checked"
         return [Finding("resources", "info", evidence, "", "")]
+    reward, classifiers = model_checks.classifier_sizes(recipe, run)
+    others = classifiers + (reward.parameters or 0 if reward else 0)
     parameters = f"{size.parameters / 1e6:,.1f} M parameters"
-    return [_check_disk(recipe, run, size, parameters), *_check_memory(recipe, size, parameters)]
+    if others:
+        parameters += f", and {others / 1e6:,.1f} M of other reward models"
+    disk = disk_needed(recipe, size, reward)
+    memory = memory_needed(recipe, size, reward, classifiers)
+    return [_check_disk(recipe, run, disk, parameters), *_check_memory(recipe, memory, parameters)]
 
 
-def _check_disk(recipe: Recipe, run: Path, size: Size, parameters: str) -> Finding:
+def _check_disk(recipe: Recipe, run: Path, needed: int, parameters: str) -> Finding:
     folder = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     free = shutil.disk_usage(folder).free
-    needed = disk_needed(recipe, size)
     used = sum(path.stat().st_size for path in (run / "stages").rglob("*") if path.is_file())
     evidence = f"about {_gb(needed)} in all, {_gb(used)} there already, {_gb(free)} free at {folder}"
     cause = f"weights in float32 and three checkpoints a stage, {parameters}, {recipe.rounds} round(s)"
@@ -439,11 +444,10 @@ def _check_disk(recipe: Recipe, run: Path, size: Size, parameters: str) -> Findi
     return Finding("disk", "info", evidence, cause, "")
 
 
-def _check_memory(recipe: Recipe, size: Size, parameters: str) -> Iterator[Finding]:
+def _check_memory(recipe: Recipe, needed: int, parameters: str) -> Iterator[Finding]:
     available = memory_available()
     if available is None or recipe.model.is_on_gpu:
         return
-    needed = memory_needed(recipe, size)
     evidence = f"about {_gb(needed)} besides activations, {_gb(available)} available"
     cause = f"weights, gradients, optimizer and logits of {parameters}"
     if needed <= available:

@@ -45,39 +45,42 @@ def model_size(folder: Path) -> Size:
     return Size(parameters or None, sum(map(sum, adapted)) or None, context or None, config.get("vocab_size") or 0)
 
 
-def disk_needed(recipe: Recipe, size: Size) -> int:
-    """Bytes of the weights that stages leave, and of three checkpoints each: two kept, one being written."""
-    rounds = recipe.rounds
-    saved = (size.parameters or 0) * (1 + rounds * (1 + (recipe.reward.method == "full")))
-    sft, reward, policy = _trained_parameters(recipe, size)
-    return BYTES * saved + 3 * 16 * (sft + rounds * (reward + policy))
-
-
-def memory_needed(recipe: Recipe, size: Size) -> int:
-    """Bytes of the largest stage: copies of the weights, trained parameters, and the logits of one pass."""
-    total = size.parameters or 0
-    sft, reward, policy = _trained_parameters(recipe, size)
-    copies = {"sft": 1 + (recipe.sft.method == "lora"), "reward": 1, "policy": 3}
-    for name, stage in (("sft", recipe.sft), ("reward", recipe.reward)):
-        copies[name] -= stage.method == "full"
-    if recipe.policy.method == "full":
-        copies["policy"] = 2  # reference and reward model; the policy itself counts as trained
+def disk_needed(recipe: Recipe, size: Size, reward: Size | None = None) -> int:
+    """Bytes of the weights that stages leave, and of three checkpoints each: two kept, one being written. `reward` is
+    the size of the model that the reward model begins with, if that is not the tuned model."""
+    saved = (size.parameters or 0) * (1 + recipe.rounds)
     if recipe.reward.method == "full":
-        copies["policy"] += recipe.reward.ensemble_size - (recipe.policy.method == "full")
-    largest = max(
-        total * copies["sft"] + TRAINING_COPIES * sft,
-        total * copies["reward"] + TRAINING_COPIES * reward,
-        total * copies["policy"] + TRAINING_COPIES * policy,
-    )
-    return BYTES * largest + 8 * recipe.model.tokens_per_pass * size.vocabulary
+        saved += recipe.rounds * ((reward or size).parameters or 0)
+    sft, scorer, policy = _trained_parameters(recipe, size, reward)
+    return BYTES * saved + 3 * 16 * (sft + recipe.rounds * (scorer + policy))
 
 
-def _trained_parameters(recipe: Recipe, size: Size) -> tuple[int, int, int]:
+def memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0) -> int:
+    """Bytes of the largest stage: copies of the weights, trained parameters, and the logits of one pass. `reward` is as
+    above; `classifiers` are the parameters of the reward models that the policy's rewards name."""
+    total = size.parameters or 0
+    scorer_total = (reward or size).parameters or 0
+    sft, scorer, policy = (TRAINING_COPIES * count for count in _trained_parameters(recipe, size, reward))
+    # Of a model that is trained whole, the weights are among the trained parameters.
+    if recipe.sft.method == "lora":
+        sft += 2 * total
+    scorers = scorer_total
+    if recipe.reward.method == "full" and recipe.reward.is_trained:
+        scorers *= recipe.reward.ensemble_size
+    else:
+        scorer += scorer_total
+    policy += scorers + classifiers + total * (2 if recipe.policy.method == "lora" else 1)
+    return BYTES * max(sft, scorer, policy) + 8 * recipe.model.tokens_per_pass * size.vocabulary
+
+
+def _trained_parameters(recipe: Recipe, size: Size, reward: Size | None) -> tuple[int, int, int]:
     """Parameters trained in sft, reward and policy; those of the policy include a critic with an adapter."""
     sft = _trained(recipe.sft.method, recipe.sft.lora, size)
-    reward = _trained(recipe.reward.method, recipe.reward.lora, size)
-    critic = reward if recipe.policy.ppo.critic == "adapter" else 0
-    return sft, reward, _trained(recipe.policy.method, recipe.policy.lora, size) + critic
+    scorer = _trained(recipe.reward.method, recipe.reward.lora, reward or size) if recipe.reward.is_trained else 0
+    critic = 0
+    if recipe.policy.ppo.critic == "adapter":
+        critic = _trained(recipe.reward.method, recipe.reward.lora, size)
+    return sft, scorer, _trained(recipe.policy.method, recipe.policy.lora, size) + critic
 
 
 def _trained(method: Method | Literal["none"], lora: Lora, size: Size) -> int:

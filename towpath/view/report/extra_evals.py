@@ -1,5 +1,5 @@
-"""Further evaluations of the report: blind arenas, paired safety tests, jailbreaks, perplexity, and label
-disagreements."""
+"""Further evaluations of the report: blind arenas, accuracy, tasks, paired safety tests, jailbreaks, perplexity, and
+label disagreements."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from towpath.run.record import RunRecord
 from towpath.store import arenas, location
 from towpath.store.jsonl import is_number
 from towpath.store.store import Store
-from towpath.view.format import number, percent, percents
+from towpath.view.format import NONE, number, percent, percents
 from towpath.view.report.tables import Row
 
 SIDES = {
@@ -25,6 +25,7 @@ def extra_evals(run: RunRecord) -> dict[str, Any]:
     return {
         "arenas": arena_rows(run),
         "accuracy": accuracy(evaluation.get("accuracy") or {}),
+        "tasks": tasks(evaluation.get("tasks") or {}),
         "paired": paired_safety(evaluation.get("safety_paired") or {}),
         "jailbreaks": jailbreaks(evaluation),
         "perplexity": perplexity(evaluation.get("perplexity") or {}),
@@ -92,6 +93,19 @@ def accuracy(result: Mapping[str, Any]) -> str:
     text += f"Over SFT {rise['gained']} of {rise['n']} prompts gained, {rise['lost']} lost "
     text += f"(McNemar p = {number(rise['p'], 2)})"
     return text + (f"; {rise['unscored']} not scored." if rise["unscored"] else ".")
+
+
+def tasks(result: Mapping[str, Any]) -> list[Row]:
+    """Metrics of the tasks of lm-evaluation-harness, each with its standard error."""
+    rows = []
+    for task, metrics in result.items():
+        for metric, scores in metrics.items():
+            row: Row = {"name": task, "metric": metric}
+            for source in ("base", "sft", "policy"):
+                score = scores.get(source)
+                row[source] = f"{score['value']:.3f} ± {score['error']:.3f}" if score else NONE
+            rows.append(row)
+    return rows
 
 
 def jailbreaks(result: Mapping[str, Any]) -> list[Row]:
