@@ -11,7 +11,8 @@ from typing import Any, Literal, TextIO, cast
 from towpath.errors import DataError
 from towpath.records import Choice, Comparison, Judgement
 from towpath.store.publish import replace_file
-from towpath.store.store import Store, describe_conflict, judgement_slot, verdict_fields
+from towpath.store.statements import read_blocks
+from towpath.store.store import Store
 
 COLUMNS: tuple[str, ...] = ("comparison", "prompt", "a", "b", "choice", "strength", "rater")
 CHOICES = ("a", "b", "tie", "both_bad")
@@ -27,61 +28,80 @@ RaterKind = Literal["person", "judge", "rule"]
 
 def export_pairs(store: Store, path: Path, include_judged: bool = False, samples: Collection[str] = ()) -> int:
     """Write unjudged comparisons (or all) with empty columns for the judgement, only those of `samples` stages if
-    given; return their number."""
+    given; return their number. Rows are read and written in blocks."""
     as_csv = _is_csv(path)
-    skipped = set() if include_judged else {j.comparison for j in store.judgements()}
-    prompts = store.prompts()
-    completions = store.completions()
-    rows = [
-        dict(
-            zip(
-                COLUMNS,
-                (c.id, prompts[c.prompt_id].prompt, completions[c.a].text, completions[c.b].text, "", "", ""),
-                strict=True,
-            )
-        )
-        for c in store.comparisons()
-        if c.id not in skipped and (not samples or c.id.split(".")[0] in samples)
-    ]
-    replace_file(
-        path, _format_csv(rows) if as_csv else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    )
-    return len(rows)
+    count = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        count = 0
+        wanted = store.stream_comparisons(unjudged=not include_judged)
+        for c, prompt, a, b in store.answers_of(
+            c for c in wanted if not samples or c.id.split(".", maxsplit=1)[0] in samples
+        ):
+            count += 1
+            yield dict(zip(COLUMNS, (c.id, prompt.prompt, a.text, b.text, "", "", ""), strict=True))
+
+    if as_csv:
+        quoted = any(ESCAPED_COLUMN in _escape_formulas(row) for row in rows())
+        replace_file(path, _csv_lines(rows(), (*COLUMNS, ESCAPED_COLUMN) if quoted else COLUMNS))
+    else:
+        replace_file(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows()))
+    return count
 
 
 def import_judgements(
     store: Store, path: Path, rater: str | None = None, kind: RaterKind = "person"
 ) -> tuple[int, int]:
-    """Import the judgements of a file and return (added, already present); one invalid row rejects the file."""
-    known = {c.id: c for c in store.comparisons()}
-    by_slot = {judgement_slot(j): j for j in store.judgements()}
-    good: list[Judgement] = []
-    bad: list[str] = []
+    """Import the judgements of a file and return (added, already present); one invalid row rejects the file, and the
+    first of them are listed. Rows are read and added in blocks, in one transaction."""
+    added = 0
+    judged = 0
     skipped = 0
-    for number, row in _rows(path):
-        if isinstance(row, dict) and "choice" in row and _cell(row, "choice") == "":
-            skipped += 1
-            continue
-        try:
-            judgement = _judgement(row, known, rater, kind)
-            before = by_slot.setdefault(judgement_slot(judgement), judgement)
-            if verdict_fields(before) != verdict_fields(judgement):
-                raise ValueError(describe_conflict(before, judgement))
-            good.append(judgement)
-        except ValueError as problem:
-            bad.append(f"{path.name}:{number}: {problem}")
-    if bad:
-        more = f"\n  … and {len(bad) - MAX_LISTED_ERRORS} more" if len(bad) > MAX_LISTED_ERRORS else ""
-        rule = "every row is a judgement of a known comparison that does not contradict an earlier one of its rater"
-        raise DataError("\n".join(bad[:MAX_LISTED_ERRORS]) + more, rule, "correct the rows; none were added")
-    if not good:
+    bad = 0
+    listed: list[str] = []
+    with store.transaction():
+        for block in read_blocks(_rows(path)):
+            filled = [(number, row) for number, row in block if not _is_empty(row)]
+            skipped += len(block) - len(filled)
+            judgements, refused = _judgements(store, filled, rater, kind)
+            new, conflicts = store.add_consistent_judgements([judgement for _, judgement in judgements])
+            refused |= {judgements[place][0]: conflict for place, conflict in conflicts.items()}
+            bad += len(refused)
+            first = sorted(refused)[: MAX_LISTED_ERRORS - len(listed)]
+            listed += [f"{path.name}:{number}: {refused[number]}" for number in first]
+            added += new
+            judged += len(judgements)
+        if bad:
+            more = f"\n  … and {bad - len(listed)} more" if bad > len(listed) else ""
+            rule = "every row is a judgement of a known comparison that does not contradict an earlier one of its rater"
+            raise DataError("\n".join(listed) + more, rule, "correct the rows; none were added")
+    if not judged:
         raise DataError(
             f"{path}: no judgement in {skipped} rows",
             "`choice` is a, b, tie or both_bad",
             "fill in the column `choice`",
         )
-    added = store.add_judgements(good)
-    return added, len(good) - added
+    return added, judged - added
+
+
+def _is_empty(row: dict[str, Any] | str) -> bool:
+    return isinstance(row, dict) and "choice" in row and _cell(row, "choice") == ""
+
+
+def _judgements(
+    store: Store, rows: Sequence[tuple[int, dict[str, Any] | str]], rater: str | None, kind: RaterKind
+) -> tuple[list[tuple[int, Judgement]], dict[int, str]]:
+    """The judgements of rows by line, and why the others have none."""
+    known = store.comparisons_of({_cell(row, "comparison") for _, row in rows if isinstance(row, dict)})
+    judgements = []
+    refused = {}
+    for number, row in rows:
+        try:
+            judgements.append((number, _judgement(row, known, rater, kind)))
+        except ValueError as problem:
+            refused[number] = str(problem)
+    return judgements, refused
 
 
 def _judgement(
@@ -146,10 +166,17 @@ def _is_csv(path: Path) -> bool:
     return path.suffix.lower() == ".csv"
 
 
-def _format_csv(rows: list[dict[str, Any]]) -> str:
+def _csv_lines(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[str]:
+    """The lines of a safe CSV table of these columns."""
     text = io.StringIO()
-    write_csv(text, rows, COLUMNS)
-    return text.getvalue()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(_escape_formulas(row))
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+    yield text.getvalue()
 
 
 def write_csv(file: TextIO, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -180,11 +207,13 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     is_csv = _is_csv(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file", "judgements come from a .jsonl or .csv file", "correct the path")
-    content = path.read_bytes()
     if not is_csv:
-        return json_rows(io.BytesIO(content))
+        with path.open("rb") as file:
+            yield from json_rows(file)
+        return
     try:
-        return csv_rows(io.StringIO(content.decode("utf-8-sig"), newline=""))  # spreadsheets write a byte-order mark
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte-order mark
+            yield from csv_rows(file)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {error}", "the file is UTF-8 text", "save it as UTF-8") from None
 

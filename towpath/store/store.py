@@ -103,10 +103,19 @@ class Store:
         count = 0
         with self._transaction(ONE_JUDGEMENT_RULE) as connection:
             for block in statements.read_blocks(judgements):
-                new = _new_judgements(connection, block)
+                new, conflicts = _new_judgements(connection, block)
+                for conflict in conflicts.values():
+                    raise DataError(conflict, "judgements are never changed", "judge again in a new round")
                 tallies.insert_judgements(connection, new)
                 count += len(new)
         return count
+
+    def add_consistent_judgements(self, judgements: Sequence[Judgement]) -> tuple[int, dict[int, str]]:
+        """Add the judgements that contradict none: how many were new, and the contradictions by place in the list."""
+        with self._transaction(ONE_JUDGEMENT_RULE) as connection:
+            new, conflicts = _new_judgements(connection, judgements)
+            tallies.insert_judgements(connection, new)
+        return len(new), conflicts
 
     def retract(self, keys: Sequence[str]) -> int:
         """Retract judgements, which stay in the ledger."""
@@ -178,7 +187,7 @@ class Store:
     ) -> Iterator[tuple[Comparison, Prompt, Completion, Completion]]:
         """Yield each comparison with its prompt and both completions, without log-probabilities, and without token ids
         unless they are asked for; only a block of them is read at once."""
-        for block in statements.blocks(list(comparisons)):
+        for block in statements.read_blocks(comparisons):
             completions = self.read(statements.load_answers, {name for c in block for name in (c.a, c.b)}, tokens)
             prompts = self.read(statements.load_prompts, {c.prompt_id for c in block})
             for c in block:
@@ -193,11 +202,11 @@ class Store:
         return self.read(statements.load_answers, ids, False)
 
     def comparisons_of(self, ids: Collection[str]) -> dict[str, Comparison]:
-        """Return the comparisons of these ids that there are."""
+        """Return the comparisons of these ids that there are, without those of arenas."""
         table = schema.comparisons
         comparisons: dict[str, Comparison] = {}
         for block in statements.blocks(list(ids)):
-            for row in self._rows(select(table).where(table.c.id.in_(block))):
+            for row in self._rows(select(table).where(table.c.id.in_(block), table.c.id.not_in(statements.IN_ARENAS))):
                 comparisons[row["id"]] = Comparison(**statements.without_number(row))
         return comparisons
 
@@ -216,6 +225,22 @@ class Store:
         if round is not None:
             query = query.where(schema.comparisons.c.round == round)
         return [Comparison(**statements.without_number(row)) for row in self._rows(query)]
+
+    def stream_comparisons(self, unjudged: bool = False) -> Iterator[Comparison]:
+        """Yield comparisons in insertion order, without those of arenas, all or those that nobody has judged; only a
+        block of them is read at once."""
+        table = schema.comparisons
+        query = select(table).where(table.c.id.not_in(statements.IN_ARENAS))
+        if unjudged:
+            judged = select(schema.judgements.c.key).where(
+                schema.judgements.c.comparison == table.c.id, statements.NOT_RETRACTED
+            )
+            query = query.where(~judged.exists())
+        query = query.order_by(table.c.number).limit(statements.BLOCK)
+        last = -1
+        while rows := self._rows(query.where(table.c.number > last)):
+            yield from (Comparison(**statements.without_number(row)) for row in rows)
+            last = rows[-1]["number"]
 
     def judgements(self, raters: Sequence[str] | None = None) -> list[Judgement]:
         """Return judgements in insertion order, all or those of some raters, without retracted ones and those of
@@ -294,22 +319,22 @@ def describe_conflict(before: Judgement, now: Judgement) -> str:
     return f"{now.comparison}: {now.rater} judged {old} before and {new} now"
 
 
-def _new_judgements(connection: Connection, judgements: Sequence[Judgement]) -> list[Judgement]:
-    """Those of the judgements that the ledger does not have; DataError if one contradicts it."""
+def _new_judgements(connection: Connection, judgements: Sequence[Judgement]) -> tuple[list[Judgement], dict[int, str]]:
+    """Those of the judgements that the ledger does not have, and those that contradict it or each other, by place."""
     by_key: dict[str, Judgement] = {}
     by_slot: dict[tuple[str, str, int], Judgement] = {}
     new: list[Judgement] = []
+    conflicts: dict[int, str] = {}
     for j in _existing_judgements(connection, judgements):
         by_key[j.key] = by_slot[judgement_slot(j)] = j
-    for j in judgements:
+    for place, j in enumerate(judgements):
         existing = by_key.get(j.key) or by_slot.get(judgement_slot(j))
         if existing is None:
             by_key[j.key] = by_slot[judgement_slot(j)] = j
             new.append(j)
         elif verdict_fields(existing) != verdict_fields(j):
-            conflict = describe_conflict(existing, j)
-            raise DataError(conflict, "judgements are never changed", "judge again in a new round")
-    return new
+            conflicts[place] = describe_conflict(existing, j)
+    return new, conflicts
 
 
 def _existing_judgements(connection: Connection, judgements: Sequence[Judgement]) -> Iterator[Judgement]:
