@@ -15,6 +15,7 @@ import towpath as tp
 from towpath import progress as showing
 from towpath.progress import Progress, progress
 from towpath.recipe import Decoding
+from towpath.rollout import local
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.generate import generate
 from towpath.rollout.local import LocalEngine
@@ -74,7 +75,17 @@ def test_generation_progress_advances_with_every_token(tiny) -> None:
     requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
     ticks: list[tuple[int, int]] = []
     LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: ticks.append((tokens, ended)))
-    assert [tokens for tokens, _ in ticks] == [3] * 40 and sum(ended for _, ended in ticks) == 3
+    assert [tokens for tokens, _ in ticks] == [0] + [3] * 40 and sum(ended for _, ended in ticks) == 3
+
+
+def test_generation_progress_advances_while_prompts_are_read(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(local, "CPU_TOKENS", 64)
+    draws = np.random.default_rng(0)
+    requests = [SampleRequest([5] * length, Decoding(), draws.random(3)) for length in (20, 20, 31, 31, 31, 7, 64, 90)]
+    ticks: list[tuple[int, int]] = []
+    LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda units, ended: ticks.append((units, ended)))
+    assert [units for units, _ in ticks[:4]] == [7 // 4 + 2 * (20 // 4), 3 * (31 // 4), 64 // 4, 90 // 4]
+    assert sum(units for units, _ in ticks) == sum(request.cost for request in requests)
 
 
 def test_finished_answers_count_as_done(tiny) -> None:
@@ -101,7 +112,7 @@ def test_estimate_falls_where_most_rows_end_early(tiny, clock: list[float]) -> N
     def tick(tokens: int, _ended: int) -> None:
         clock[0] += 1
         work.advance(tokens)
-        lefts.append(work.seconds_left() or 0.0)
+        lefts.extend(left for left in [work.seconds_left()] if left is not None)
 
     ends = [len(o.token_ids) for o in LocalEngine(tiny, eos=eos, pad=0).generate(requests, tick=tick)]
     assert work.done == 320 and sorted(ends)[3] < 20 <= max(ends), ends

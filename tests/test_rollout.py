@@ -12,7 +12,7 @@ from towpath.data.batch import Batch, Row
 from towpath.models.adapters import Adapters
 from towpath.models.cpu import layers
 from towpath.recipe import Decoding
-from towpath.rollout import sampling
+from towpath.rollout import local, sampling
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role
@@ -132,7 +132,9 @@ def test_completion_does_not_depend_on_the_batch(tiny):
     assert [d.token_ids for d in together] == [d.token_ids for d in alone] == [d.token_ids for d in backwards]
 
 
-def test_rows_of_different_lengths_with_shared_prompts_match_single_rows(tiny):
+@pytest.mark.parametrize("at_once", [1, 10, 4096])
+def test_rows_of_different_lengths_with_shared_prompts_match_single_rows(tiny, monkeypatch, at_once):
+    monkeypatch.setattr(local, "CPU_TOKENS", at_once)
     rng = np.random.default_rng(4)
     limits = [40, 3, 17, 25, 1, 33, 16, 32]
     wanted = [

@@ -18,6 +18,7 @@ from towpath.models import base, shape
 from towpath.models.adapters import Adapters
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check
+from towpath.rollout import local
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.run import model_checks, sizes
@@ -143,8 +144,12 @@ def test_logprobs_of_rows_longer_than_a_sliding_window(folders: dict[str, Path],
         torch.testing.assert_close(scores[i, : row.answer_length], plain, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("at_once", [1, 4096], ids=["prompt by prompt", "at once"])
 @pytest.mark.parametrize("kind", [*WINDOWED, "DeepseekV3", "Llama"])
-def test_completions_longer_than_a_sliding_window_match_transformers(folders: dict[str, Path], kind: str) -> None:
+def test_completions_longer_than_a_sliding_window_match_transformers(
+    folders: dict[str, Path], kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "CPU_TOKENS", at_once)
     model = base.load(str(folders[kind]), torch.float32, "grouped")
     draw = np.random.default_rng(1)
     prompts = [draw.integers(20, 700, n).tolist() for n in (5, 30, 16)]

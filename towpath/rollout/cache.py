@@ -5,6 +5,7 @@ B rows, H heads, S columns, W width of a head.
 
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,6 +61,27 @@ class CacheLayer(DynamicLayer):
             states[moved] = states[order_B[moved]]
         self.keys = self.keys[: len(order_B)]
         self.values = self.values[: len(order_B)]
+
+
+def joined(caches: Sequence[Cache]) -> Cache:
+    """One cache of all rows, each row's columns at the end; the caches are emptied, a layer at a time."""
+    if len(caches) == 1:
+        return caches[0]
+    longest = max(cache.get_seq_length() for cache in caches)
+    whole: list[Any] = []
+    for i in range(len(caches[0].layers)):
+        parts: list[Any] = [cache.layers[i] for cache in caches]
+        layer = DynamicLayer()
+        layer.update(*(_right_aligned([getattr(part, name) for part in parts], longest) for name in ("keys", "values")))
+        for part in parts:
+            part.keys = part.values = None
+        whole.append(layer)
+    return Cache(layers=whole)
+
+
+def _right_aligned(states: Sequence[Tensor], columns: int) -> Tensor:
+    """States [B,H,S,W] of parts of different S, one below the other."""
+    return torch.cat([pad(part, (0, 0, columns - part.shape[2], 0)) for part in states])
 
 
 class Room:

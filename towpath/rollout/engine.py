@@ -14,6 +14,9 @@ import numpy as np
 from towpath.errors import RecipeError
 from towpath.recipe import Decoding
 
+PROMPT_TOKENS_PER_UNIT = 4
+"""Tokens of a prompt that are read in about the time in which one is sampled."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
@@ -23,6 +26,16 @@ class SampleRequest:
     decoding: Decoding
     uniforms: np.ndarray
     """One number per new token; the longest completion is as long as this array."""
+
+    @property
+    def cost(self) -> int:
+        """Units of progress: the tokens of the longest completion, and those of the prompt, which cost less."""
+        return len(self.uniforms) + prompt_cost(self.prompt)
+
+
+def prompt_cost(prompt: Sequence[int]) -> int:
+    """Units of progress of reading a prompt."""
+    return len(prompt) // PROMPT_TOKENS_PER_UNIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +49,8 @@ class SampleOutput:
 
 
 Tick = Callable[[int, int], None]
-"""(tokens, completions) since the last call: tokens sampled, or not needed since a completion ended early; completions
-that ended. Over all calls the tokens add up to the requests' longest lengths."""
+"""(units, completions) since the last call: units of progress, which over all calls add up to the requests' costs, as
+tokens are sampled or not needed since a completion ended early; completions that ended."""
 
 
 class Engine(Protocol):

@@ -20,12 +20,12 @@ def load_engine(section: EngineConfig, chat: Chat, folder: Path, max_tokens: int
 def generate(engine: Engine, requests: Sequence[SampleRequest], title: str, greedy: bool = False) -> list[SampleOutput]:
     """Completions in the order of the requests. Progress counts tokens: rows end at different lengths."""
     ended = 0
-    with progress(title, sum(len(request.uniforms) for request in requests), "tokens") as work:
+    with progress(title, sum(request.cost for request in requests), "tokens") as work:
 
-        def tick(tokens: int, more_ended: int) -> None:
+        def tick(units: int, more_ended: int) -> None:
             nonlocal ended
             ended += more_ended
-            work.advance(tokens, f"{ended:,} of {len(requests):,} answers")
+            work.advance(units, f"{ended:,} of {len(requests):,} answers")
 
         return _in_parts(engine, requests, greedy, tick)
 

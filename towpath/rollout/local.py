@@ -1,6 +1,7 @@
 """The engine in this process: any transformers model, batched decoding, finished rows leave the batch."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from towpath.models.head import head_of
 from towpath.models.packed_batch import attention_mask, cache_name, windowed
 from towpath.recipe import EngineConfig
 from towpath.rollout import sampling
-from towpath.rollout.cache import Room, leaving
-from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
+from towpath.rollout.cache import Room, joined, leaving
+from towpath.rollout.engine import SampleOutput, SampleRequest, Tick, prompt_cost
+
+CPU_TOKENS = 4096
+GPU_TOKENS = 32_768
+"""Tokens of prompts, with their padding, that are read in one pass."""
 
 
 def open_engine(section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> "LocalEngine":
@@ -63,7 +68,7 @@ class LocalEngine:
         spared = 0
         stops = torch.tensor(self.eos, device=self.model.device)
         # logits [B,V], position [B,1] of the last token; `room` holds the KV cache and its mask
-        logits, position, room = self._prefill([request.prompt for request in requests])
+        logits, position, room = self._prefill([request.prompt for request in requests], tick)
         for step in range(int(limit.max())):
             token_B, logp_B = draw(logits, step)
             for index, token, logp in zip(live, token_B.tolist(), logp_B.tolist(), strict=True):
@@ -105,19 +110,24 @@ class LocalEngine:
         )
         return self.head(out.last_hidden_state[:, -1].contiguous())
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Room]:
-        """Logits, last positions [B,1] and cache of every row; a prompt that several rows share is read once."""
-        number: dict[tuple[int, ...], int] = {}
-        index = torch.tensor(
-            [number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=self.model.device
-        )
-        ids, mask, position = self._left_padded(list(number))
-        cache = Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)])
-        logits = self._logits(
-            ids, windowed(self.model.config, attention_mask(mask, self.model.dtype), ids.shape[1]), position, cache
-        )
-        compiled = layers.is_supported(self.model) and kernels.compiled(logits)
-        return logits[index], position[index, -1:], Room(cache, mask, index, compiled)
+    def _prefill(self, prompts: Sequence[Sequence[int]], tick: Tick) -> tuple[Tensor, Tensor, Room]:
+        """Logits, last positions [B,1] and cache of every row; a prompt that several rows share is read once. Prompts
+        are read a few thousand tokens at a time, the shorter ones first, so that few are read with much padding."""
+        rows: dict[tuple[int, ...], int] = Counter(map(tuple, prompts))
+        different = sorted(rows, key=len)
+        number = {prompt: i for i, prompt in enumerate(different)}
+        index = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=self.model.device)
+        logits: list[Tensor] = []
+        caches: list[Cache] = []
+        for part in _parts(different, CPU_TOKENS if self.model.device.type == "cpu" else GPU_TOKENS):
+            ids, mask, position = self._left_padded(part)
+            caches.append(Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]))
+            additive = windowed(self.model.config, attention_mask(mask, self.model.dtype), ids.shape[1])
+            logits.append(self._logits(ids, additive, position, caches[-1]))
+            tick(sum(rows[prompt] * prompt_cost(prompt) for prompt in part), 0)
+        _, mask, position = self._left_padded(different)
+        compiled = layers.is_supported(self.model) and kernels.compiled(logits[0])
+        return torch.cat(logits)[index], position[index, -1:], Room(joined(caches), mask, index, compiled)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         longest = max(map(len, prompts))
@@ -129,6 +139,17 @@ class LocalEngine:
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         device = self.model.device
         return ids.to(device), mask.to(device), position.to(device)
+
+
+def _parts(prompts: Sequence[tuple[int, ...]], tokens: int) -> Iterator[list[tuple[int, ...]]]:
+    """Prompts, the shorter ones first, in parts of at most so many tokens with their padding, or of one prompt."""
+    part: list[tuple[int, ...]] = []
+    for prompt in prompts:
+        if part and (len(part) + 1) * len(prompt) > tokens:
+            yield part
+            part = []
+        part.append(prompt)
+    yield part
 
 
 class _Draw:

@@ -77,7 +77,7 @@ class VllmEngine:
             reply = self._receive()
             outputs[reply["i"]] = SampleOutput(reply["ids"], reply["logprobs"], reply["finish"])
             if tick:
-                tick(len(requests[reply["i"]].uniforms), 1)
+                tick(requests[reply["i"]].cost, 1)
         return [outputs[i] for i in range(len(requests))]
 
     def _write(self) -> None:
