@@ -1,10 +1,12 @@
 """Hostile external servers: responses stay within time and size limits."""
 
+import asyncio
 import json
 import resource
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -160,3 +162,23 @@ def test_password_in_store_url_is_refused_and_a_reference_accepted(tmp_path, mon
     monkeypatch.setenv("LEDGER", url)
     assert location.ledger_location(tmp_path, "env:LEDGER") == url
     assert location.ledger_location(tmp_path, "postgresql+psycopg://towpath@db.example.org/ledger").endswith("/ledger")
+
+
+def test_first_requests_of_many_threads_share_one_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's connections belong to one loop; two loops broke a run whose judge was slow."""
+    new_event_loop = asyncio.new_event_loop
+
+    def slowly() -> asyncio.AbstractEventLoop:
+        time.sleep(0.05)
+        return new_event_loop()
+
+    monkeypatch.setattr(network, "_loops", {})
+    monkeypatch.setattr(asyncio, "new_event_loop", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        loops = set(pool.map(lambda _: network._event_loop(), range(8)))
+    assert len(loops) == 1
+    (loop,) = loops
+    loop.call_soon_threadsafe(loop.stop)
+    while loop.is_running():
+        time.sleep(0.01)
+    loop.close()

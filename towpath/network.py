@@ -9,8 +9,7 @@ import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -65,11 +64,11 @@ class HttpClient:
     def post(self, address: str, content: bytes) -> HttpResponse:
         """Send a POST request with a JSON body; raise ConnectFailed, ResponseFailed or ForbiddenAddress if no complete
         response arrives within `timeout`."""
-        return asyncio.run_coroutine_threadsafe(self._post(address, content), _event_loop(os.getpid())).result()
+        return asyncio.run_coroutine_threadsafe(self._post(address, content), _event_loop()).result()
 
     def close(self) -> None:
         """Close the connections."""
-        asyncio.run_coroutine_threadsafe(self._client.aclose(), _event_loop(os.getpid())).result()
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), _event_loop()).result()
 
     async def _post(self, address: str, content: bytes) -> HttpResponse:
         part = ""
@@ -178,10 +177,17 @@ def redact(secret: str, text: str) -> str:
     return replace_surrogates(text.replace(secret, "[key]") if secret else text)
 
 
-@cache
-def _event_loop(_process: int) -> asyncio.AbstractEventLoop:
-    """Return this process's event loop, which runs in a thread of its own so that timeouts can cancel reads; the
-    process id is an argument because a fork has no threads of its parent."""
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, name="towpath-http", daemon=True).start()
-    return loop
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Return this process's event loop, which runs in a thread of its own so that timeouts can cancel reads. A fork has
+    no threads of its parent and gets a loop of its own."""
+    with _starting:
+        process = os.getpid()
+        if process not in _loops:
+            _loops[process] = asyncio.new_event_loop()
+            Thread(target=_loops[process].run_forever, name="towpath-http", daemon=True).start()
+        return _loops[process]
+
+
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+_starting = Lock()
+os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
