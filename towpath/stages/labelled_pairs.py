@@ -49,11 +49,6 @@ def decided_pairs(job: Job[PairsConfig]) -> list[Pair]:
     return [pair for pair in labelled_pairs(job) if not is_reserved(job.config, pair.prompt)]
 
 
-def reserved_pairs(job: Job[PairsConfig]) -> list[Pair]:
-    """Comparisons that only the held-out reward model of the evaluation is trained on."""
-    return [pair for pair in labelled_pairs(job) if is_reserved(job.config, pair.prompt)]
-
-
 def is_reserved(config: PairsConfig, prompt: Prompt) -> bool:
     """Whether labels of this prompt are reserved for the held-out reward model; all turns of a conversation are."""
     share = reserved_share(config.evaluate, config.preferences.raters)
