@@ -34,11 +34,13 @@ check: setup
 	$(V)/bin/pyright
 	$(PY) -m pytest -m 'not slow'
 
+# A worker more than there are cores: some tests wait for a browser, a server or a database.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 test: setup system
 	$(V)/bin/ruff format --check .
 	$(V)/bin/ruff check .
 	$(V)/bin/pyright
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What tests meet for real and Debian has: a compiler, a browser, a database server, npm for axe-core, proxies. Where they cannot be installed those tests are skipped, and say so.
 DEBIAN = $(if $(shell command -v c++),,g++) $(if $(shell command -v chromium),,chromium) $(if $(wildcard /usr/lib/postgresql/*/bin/initdb),,postgresql) $(if $(shell command -v npm),,npm) \

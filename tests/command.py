@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 SMALL = [
-    "sft.epochs=0.3",
+    "sft.epochs=0.15",
     "evaluate.prompts=12",
     "evaluate.jailbreak_prompts=2",
     "preferences.prompts=30",

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import frontier
+from benchmarks import frontier, simulated_people
 from benchmarks.machine import optimise_flops
 from benchmarks.run import compare_runs, rates
 from benchmarks.workload import EOS, Workload
+from towpath.records import Message
+from towpath.store.task_queue import TaskView
 from towpath.view.report.frontier import best_of_n
+from towpath.web import pages
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -151,3 +154,15 @@ def test_optimum_of_a_normal_reward_matches_the_closed_form(
     point = frontier.tilted_optimum("", strength, 0)
     assert point["kl"] == pytest.approx(0.5 / strength**2, rel=0.02)
     assert point["win_rate"] == pytest.approx(rate, abs=0.003)
+
+
+def test_simulated_people_read_the_page():
+    history = (Message("system", "Be brief."), Message("user", "Locks?"), Message("assistant", "Canals have them."))
+    answers = ("* water\n* a boat\n\nA **gate** opens.", "<think>Which lock?</think>Which lock", "")
+    task = TaskView("k1", "How does a lock fill with *water*?", "work", answers[:2], history=history)
+    page = simulated_people.PageText(pages.render_fragment("_task.html", task=task, trial=None))
+    assert page.prompt.split() == "How does a lock fill with water ?".replace(" ?", "?").split()
+    assert [" ".join(text.split()) for text in page.answers] == ["water a boat A gate opens.", "Which lock"]
+    empty = TaskView("k1", "Why?", "work", answers[1:])
+    page = simulated_people.PageText(pages.render_fragment("_task.html", task=empty, trial=None))
+    assert page.answers[1] == "This answer is empty."
