@@ -20,7 +20,7 @@ from towpath.rollout import sampling
 from towpath.rollout.cache import Room, joined, leaving
 from towpath.rollout.engine import SampleOutput, SampleRequest, Tick, prompt_cost
 
-CPU_TOKENS = 4096
+CPU_TOKENS = 2048
 GPU_TOKENS = 32_768
 """Tokens of prompts, with their padding, that are read in one pass."""
 

@@ -33,9 +33,9 @@ def run(job: Job[RewardConfig]) -> dict[str, Any]:
         return {"pairs": len(pairs), "unfit": unfit}
     training, held_out = split_pairs(job, pairs, at_least_one_prompt=True)
     others.sort(key=lambda pair: hash_uniform(job.config.seed, "evaluate/measured", pair.comparison.id))
-    held_out += others[: max(MAX_MEASURED - len(held_out), 0)]
-    member = train_member(job, 1, training, held_out)
-    result = measure(job, held_out, member.held_out_B, member.std)
+    others = others[: max(MAX_MEASURED - len(held_out), 0)]
+    member = train_member(job, 1, training, held_out, others)
+    result = measure(job, held_out + others, member.held_out_B, member.std)
     result |= {
         "reserved": len(pairs),
         "pairs": len(training),

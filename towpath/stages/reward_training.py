@@ -3,6 +3,7 @@
 B rows (answers), K answers of one prompt, N decided pairs or answer tokens, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,8 +37,8 @@ TOKENS_PER_ANSWER = 16
 
 @dataclass(frozen=True)
 class Member:
-    """One reward model of the ensemble: its normalised scores of the held-out answers, and the mean and standard
-    deviation that normalise them."""
+    """One reward model of the ensemble: its normalised scores of the held-out answers and of those of other pairs, and
+    the mean and standard deviation that normalise them."""
 
     held_out_B: np.ndarray
     mean: float
@@ -45,8 +46,11 @@ class Member:
     train_accuracy: float
 
 
-def train_member(job: Job[RewardConfig], number: int, training: list[Pair], held_out: list[Pair]) -> Member:
-    """Train one reward model and save it; the first one in the stage's own folder."""
+def train_member(
+    job: Job[RewardConfig], number: int, training: list[Pair], held_out: list[Pair], others: Sequence[Pair] = ()
+) -> Member:
+    """Train one reward model and save it; the first one in the stage's own folder. `others` are pairs of other prompts
+    that are scored, too, after the held-out ones."""
     member_job = job
     seed = job.config.seed + number - 1
     if number > 1:
@@ -91,7 +95,8 @@ def train_member(job: Job[RewardConfig], number: int, training: list[Pair], held
     _save(job, runtime, value_features, number)
     subset = train_batch.take(range(min(120, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", subset, ("score",)).score_B, subset)
-    held_out_B = runtime.score("reward", held_out_batch, ("score",)).score_B.numpy()
+    batches = [held_out_batch, *([_batch(member_job, list(others))] if others else [])]
+    held_out_B = np.concatenate([runtime.score("reward", batch, ("score",)).score_B.numpy() for batch in batches])
     return Member(held_out_B, mean, std, float((gap > 0).float().mean()))
 
 
