@@ -70,8 +70,8 @@ def test_three_models_are_compared_on_a_task_of_the_users_own(run: Path) -> None
     assert task_scores.run(job, models) == result, "an interrupted stage keeps what it has measured"
     (line,) = [line for line in _task_lines(result) if "counting" in line]
     assert f"{row['policy']['value']:.3f}" in line
-    (shown,) = [row for row in extra_evals.tasks(result) if row["metric"] == "acc"]
-    assert shown["policy"].startswith(f"{row['policy']['value']:.3f} ± ") and shown["name"] == "counting"
+    (cells,) = [row for row in extra_evals.tasks(result) if row["metric"] == "acc"]
+    assert cells["policy"].startswith(f"{row['policy']['value']:.3f} ± ") and cells["name"] == "counting"
 
 
 def test_a_changed_task_file_evaluates_again(run: Path) -> None:

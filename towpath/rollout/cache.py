@@ -63,7 +63,7 @@ class CacheLayer(DynamicLayer):
         self.values = self.values[: len(order_B)]
 
 
-def joined(caches: Sequence[Cache]) -> Cache:
+def merge_caches(caches: Sequence[Cache]) -> Cache:
     """One cache of all rows, each row's columns at the end; the caches are emptied, a layer at a time."""
     if len(caches) == 1:
         return caches[0]

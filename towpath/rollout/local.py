@@ -17,7 +17,7 @@ from towpath.models.head import head_of
 from towpath.models.packed_batch import attention_mask, cache_name, windowed
 from towpath.recipe import EngineConfig
 from towpath.rollout import sampling
-from towpath.rollout.cache import Room, joined, leaving
+from towpath.rollout.cache import Room, leaving, merge_caches
 from towpath.rollout.engine import SampleOutput, SampleRequest, Tick, prompt_cost
 
 CPU_TOKENS = 2048
@@ -127,7 +127,7 @@ class LocalEngine:
             tick(sum(rows[prompt] * prompt_cost(prompt) for prompt in part), 0)
         _, mask, position = self._left_padded(different)
         compiled = layers.is_supported(self.model) and kernels.compiled(logits[0])
-        return torch.cat(logits)[index], position[index, -1:], Room(joined(caches), mask, index, compiled)
+        return torch.cat(logits)[index], position[index, -1:], Room(merge_caches(caches), mask, index, compiled)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         longest = max(map(len, prompts))

@@ -56,7 +56,7 @@ def import_judgements(
     """Import the judgements of a file and return (added, already present); one invalid row rejects the file, and the
     first of them are listed. Rows are read and added in blocks, in one transaction."""
     added = 0
-    judged = 0
+    count = 0
     skipped = 0
     bad = 0
     listed: list[str] = []
@@ -66,23 +66,23 @@ def import_judgements(
             skipped += len(block) - len(filled)
             judgements, refused = _judgements(store, filled, rater, kind)
             new, conflicts = store.add_consistent_judgements([judgement for _, judgement in judgements])
-            refused |= {judgements[place][0]: conflict for place, conflict in conflicts.items()}
+            refused |= {judgements[i][0]: conflict for i, conflict in conflicts.items()}
             bad += len(refused)
             first = sorted(refused)[: MAX_LISTED_ERRORS - len(listed)]
             listed += [f"{path.name}:{number}: {refused[number]}" for number in first]
             added += new
-            judged += len(judgements)
+            count += len(judgements)
         if bad:
             more = f"\n  … and {bad - len(listed)} more" if bad > len(listed) else ""
             rule = "every row is a judgement of a known comparison that does not contradict an earlier one of its rater"
             raise DataError("\n".join(listed) + more, rule, "correct the rows; none were added")
-    if not judged:
+    if not count:
         raise DataError(
             f"{path}: no judgement in {skipped} rows",
             "`choice` is a, b, tie or both_bad",
             "fill in the column `choice`",
         )
-    return added, judged - added
+    return added, count - added
 
 
 def _is_empty(row: dict[str, Any] | str) -> bool:

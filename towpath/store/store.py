@@ -111,7 +111,7 @@ class Store:
         return count
 
     def add_consistent_judgements(self, judgements: Sequence[Judgement]) -> tuple[int, dict[int, str]]:
-        """Add the judgements that contradict none: how many were new, and the contradictions by place in the list."""
+        """Add the judgements that contradict none: how many were new, and the contradictions by index."""
         with self._transaction(ONE_JUDGEMENT_RULE) as connection:
             new, conflicts = _new_judgements(connection, judgements)
             tallies.insert_judgements(connection, new)
@@ -227,15 +227,15 @@ class Store:
         return [Comparison(**statements.without_number(row)) for row in self._rows(query)]
 
     def stream_comparisons(self, unjudged: bool = False) -> Iterator[Comparison]:
-        """Yield comparisons in insertion order, without those of arenas, all or those that nobody has judged; only a
+        """Yield comparisons in insertion order, without those of arenas, all or those without a judgement; only a
         block of them is read at once."""
         table = schema.comparisons
         query = select(table).where(table.c.id.not_in(statements.IN_ARENAS))
         if unjudged:
-            judged = select(schema.judgements.c.key).where(
+            verdicts_on_it = select(schema.judgements.c.key).where(
                 schema.judgements.c.comparison == table.c.id, statements.NOT_RETRACTED
             )
-            query = query.where(~judged.exists())
+            query = query.where(~verdicts_on_it.exists())
         query = query.order_by(table.c.number).limit(statements.BLOCK)
         last = -1
         while rows := self._rows(query.where(table.c.number > last)):
@@ -320,20 +320,20 @@ def describe_conflict(before: Judgement, now: Judgement) -> str:
 
 
 def _new_judgements(connection: Connection, judgements: Sequence[Judgement]) -> tuple[list[Judgement], dict[int, str]]:
-    """Those of the judgements that the ledger does not have, and those that contradict it or each other, by place."""
+    """Those of the judgements that the ledger does not have, and those that contradict it or each other, by index."""
     by_key: dict[str, Judgement] = {}
     by_slot: dict[tuple[str, str, int], Judgement] = {}
     new: list[Judgement] = []
     conflicts: dict[int, str] = {}
     for j in _existing_judgements(connection, judgements):
         by_key[j.key] = by_slot[judgement_slot(j)] = j
-    for place, j in enumerate(judgements):
+    for index, j in enumerate(judgements):
         existing = by_key.get(j.key) or by_slot.get(judgement_slot(j))
         if existing is None:
             by_key[j.key] = by_slot[judgement_slot(j)] = j
             new.append(j)
         elif verdict_fields(existing) != verdict_fields(j):
-            conflicts[place] = describe_conflict(existing, j)
+            conflicts[index] = describe_conflict(existing, j)
     return new, conflicts
 
 
