@@ -1,5 +1,7 @@
 """What every command imports, compiles or loads before its own work: done once, before the fork (tests/command.py)."""
 
+import gc
+
 import torch  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
@@ -20,3 +22,6 @@ import towpath.web.server  # noqa: F401
 from towpath.view import html
 
 html._ENVIRONMENT.get_template(html.BASE)
+# a collection in a fork would copy the pages of all these objects
+gc.collect()
+gc.freeze()

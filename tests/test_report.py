@@ -192,16 +192,22 @@ def test_lone_surrogate_in_an_answer_is_replaced(tmp_path: Path) -> None:
 
 def test_outcome_sentence(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
-    outcome = "The policy wins over SFT by the written rubric on 81 % of 264 held-out prompts (95 % interval 76–86 %), "
-    outcome += "78 % at equal length; KL 0.91 nats per prompt."
+    outcome = "The policy wins over SFT on 81 % of 264 held-out prompts (95 % interval 76–86 %), "
+    outcome += "78 % at equal length, by the written rubric; KL 0.91 nats per prompt."
     assert summarise(tmp_path, verdicts)["outcome"].replace("\u00a0", " ") == outcome
     win = {"rate": 0.52, "interval": [0.46, 0.58], "n": 264}
     change(tmp_path, "evaluate", win=win)
     assert summarise(tmp_path, verdicts)["outcome"].startswith("No clear preference: the policy wins over SFT on 52")
     change(tmp_path, "evaluate", win=win | {"rate": 0.3, "interval": [0.25, 0.36]})
-    assert summarise(tmp_path, verdicts)["outcome"].startswith(
-        "The policy is worse than SFT by the written rubric: it wins on only 30"
-    )
+    assert summarise(tmp_path, verdicts)["outcome"].startswith("The policy is worse than SFT: it wins on only 30")
+    longer = win | {
+        "rate": 0.63,
+        "interval": [0.58, 0.69],
+        "length_controlled": {"rate": 0.54, "interval": [0.48, 0.6]},
+    }
+    change(tmp_path, "evaluate", win=longer)
+    at_equal_length = "but 54 % (48–60 %) at equal length, which may be chance, by the written rubric;"
+    assert at_equal_length in summarise(tmp_path, verdicts)["outcome"].replace("\u00a0", " ")
 
 
 def test_simulated_labels_are_marked(tmp_path: Path) -> None:
@@ -258,7 +264,7 @@ def test_waiting_reason_and_findings_are_shown(tmp_path: Path) -> None:
 
 def test_terminal_summary(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
-    assert "The policy wins over SFT by the written rubric on 81" in terminal(tmp_path)
+    assert "The policy wins over SFT on 81" in terminal(tmp_path)
     path = write(tmp_path, verdicts)
     lines = [" ".join(line.split()) for line in terminal(tmp_path, 130).replace("\u00a0", " ").splitlines()]
     reward = next(line for line in lines if line.startswith("reward"))

@@ -1,6 +1,6 @@
 """Content of the report page, in the order of its sections."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,29 @@ def outcome(run: RunRecord, summary: dict[str, Any]) -> str:
         done = [tables.title(stage.name) for stage in run.stages.values() if stage.done]
         return f"The policy has not been evaluated yet; finished: {', '.join(done).lower() or 'nothing'}."
     share = f"{percent(win['rate'])} of {win['n']} held-out prompts (95\u00a0% interval {percents(win['interval'])})"
-    equal = (summary["length_controlled_win_rate"] or {}).get("rate")
-    rest = f", {percent(equal)} at equal length" if is_number(equal) else ""
-    rest += f"; KL {number(summary['kl_per_prompt'], 2)} nats per prompt" if is_number(summary["kl_per_prompt"]) else ""
-    if is_interval(win["interval"]) and win["interval"][0] <= 0.5 <= win["interval"][1]:
-        return f"No clear preference: the policy wins over SFT on {share}{rest}."
     judge = run.evaluation_judge()
-    by = f" by {judge}" if judge else ""
-    return f"The policy {'wins over' if win['rate'] > 0.5 else 'is worse than'} SFT{by}{_on(win['rate'], share)}{rest}."
+    rest = f", by {judge}" if judge else ""
+    rest += f"; KL {number(summary['kl_per_prompt'], 2)} nats per prompt" if is_number(summary["kl_per_prompt"]) else ""
+    clear = not _may_be_chance(win)
+    share += _at_equal_length(summary["length_controlled_win_rate"] or {}, clear) + rest
+    if not clear:
+        return f"No clear preference: the policy wins over SFT on {share}."
+    verdict = "wins over SFT on" if win["rate"] > 0.5 else "is worse than SFT: it wins on only"
+    return f"The policy {verdict} {share}."
+
+
+def _at_equal_length(win: Mapping[str, Any], clear: bool) -> str:
+    """The win rate at equal length, and whether length may explain a clear win rate."""
+    if not is_number(win.get("rate")):
+        return ""
+    if clear and _may_be_chance(win):
+        return f", but {percent(win['rate'])} ({percents(win['interval'])}) at equal length, which may be chance"
+    return f", {percent(win['rate'])} at equal length"
+
+
+def _may_be_chance(win: Mapping[str, Any]) -> bool:
+    interval = win.get("interval")
+    return is_interval(interval) and interval[0] <= 0.5 <= interval[1]
 
 
 def _accuracy(evaluation: dict[str, Any]) -> str:
@@ -116,10 +131,6 @@ def _without_judge(summary: dict[str, Any]) -> str:
         measured.append(f"reward model right on {percent(summary['reward_accuracy'])} of held-out comparisons")
     also = f" Also measured: {', '.join(measured)}." if measured else ""
     return f"No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.{also}"
-
-
-def _on(rate: float, share: str) -> str:
-    return f" on {share}" if rate > 0.5 else f": it wins on only {share}"
 
 
 def _interventions(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
