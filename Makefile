@@ -32,15 +32,14 @@ check: setup
 	$(V)/bin/ruff format --check .
 	$(V)/bin/ruff check .
 	$(V)/bin/pyright
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest -m 'not slow and not proof'
 
-# A worker more than there are cores: some tests wait for a browser, a server or a database.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+WORKERS ?= $(shell nproc)
 test: setup system
 	$(V)/bin/ruff format --check .
 	$(V)/bin/ruff check .
 	$(V)/bin/pyright
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not proof' -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What tests meet for real and Debian has: a compiler, a browser, a database server, npm for axe-core, proxies. Where they cannot be installed those tests are skipped, and say so.
 DEBIAN = $(if $(shell command -v c++),,g++) $(if $(shell command -v chromium),,chromium) $(if $(wildcard /usr/lib/postgresql/*/bin/initdb),,postgresql) $(if $(shell command -v npm),,npm) \
@@ -54,6 +53,8 @@ system:
 # Slow proofs: runs killed 200 times and stopped by 20 signals, servers killed under 10,000 submits on both databases, a million malformed
 # rows, the demo with three seeds; results go to benchmarks/results/.
 prove: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m proof
+	TOWPATH_FUZZ_CASES=3000 $(PY) -m pytest tests/test_api_fuzz.py
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.kills
 	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name sqlite
 	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name postgresql --location postgresql

@@ -1,5 +1,5 @@
 """Memory of the steps between sampling and reward training by number of completions: comparing and storing them,
-labelling by simulated raters, and reading the decided pairs.
+export and import of a sheet of all pairs, labelling by simulated raters, and reading the decided pairs.
 
 Completions of 64 tokens are written as the sample stage does; two for each prompt. Each step runs in a process of its
 own; given are processor seconds, and peak memory beyond what the process had when the step began.
@@ -30,6 +30,7 @@ from towpath.stages import annotate, sample
 from towpath.stages.job import Job
 from towpath.stages.label import labels_json
 from towpath.stages.labelled_pairs import LABELS, decided_pairs
+from towpath.store.exchange import export_pairs, import_judgements
 from towpath.store.store import Store
 
 TOKENS = 64
@@ -70,6 +71,20 @@ def compare(folder: Path, count: int) -> int:
     job = job_of(SampleConfig, folder, "sample", count, {})
     own, others = (folder / f"completions-{source}.jsonl" for source in ("sft", "base"))
     return sample._store_comparisons(job, job.corpus.prompts, set(), own, others, "sft")["comparisons"]
+
+
+def export_sheet(folder: Path, _count: int) -> int:
+    """Export all comparisons as a sheet."""
+    with Store.open(folder / "towpath.db") as store:
+        return export_pairs(store, folder / "sheet.jsonl")
+
+
+def import_sheet(folder: Path, _count: int) -> int:
+    """Import a filled-in sheet of all comparisons; its writing is not much."""
+    with (folder / "sheet.jsonl").open(encoding="utf-8") as empty, (folder / "filled.jsonl").open("w") as filled:
+        filled.writelines(json.dumps(json.loads(line) | {"choice": "a", "rater": "ann"}) + "\n" for line in empty)
+    with Store.open(folder / "towpath.db") as store:
+        return import_judgements(store, folder / "filled.jsonl")[0]
 
 
 def label(folder: Path, count: int) -> int:
@@ -117,7 +132,7 @@ def main() -> None:
             folder = Path(temporary)
             write_completions(folder / "completions-sft.jsonl", prompts_of(count))
             (folder / "completions-base.jsonl").touch()
-            for step in (compare, label, pairs):
+            for step in (compare, export_sheet, import_sheet, label, pairs):
                 receive, send = processes.Pipe(duplex=False)
                 process = processes.Process(target=measured, args=(step, folder, count, send))
                 process.start()

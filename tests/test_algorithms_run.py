@@ -169,6 +169,7 @@ def test_dpo_runs_again_when_the_validation_split_changes(tuned, tmp_path):
     assert "policy will run again: validation" in planned("reward.validation=0.3")
 
 
+@pytest.mark.proof
 def test_killed_kto_resumes_bit_exactly(tuned, tmp_path):
     settings = [*SETTINGS, *sets("policy.algo=kto", "policy.batch=8")]
     runs = tmp_path / "at once", tmp_path / "killed"

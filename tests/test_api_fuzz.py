@@ -21,7 +21,7 @@ from towpath.store.store import Store  # noqa: E402
 from towpath.web import limits  # noqa: E402
 from towpath.web.application import application  # noqa: E402
 
-CASES = int(os.environ.get("TOWPATH_FUZZ_CASES", "1500"))
+CASES = int(os.environ.get("TOWPATH_FUZZ_CASES", "500"))
 """Per database."""
 ENDS_SESSIONS = ("/sign-out", "/owner/account", "/account", "/owner/people")
 NEVER_ENDS = ("/monitor/events",)

@@ -100,7 +100,7 @@ def test_optimise_flops_match_a_hand_count(tmp_path: Path):
     ) == (0.5, 15, 1.5, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "task, work",
     [

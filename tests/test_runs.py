@@ -231,6 +231,7 @@ def test_failed_gate_stops_the_run(finished, tmp_path):
 FULL = [f"{stage}.method=full" for stage in ("sft", "reward", "policy")]
 
 
+@pytest.mark.proof
 def test_killed_run_with_full_weights_resumes_bit_exactly(tmp_path):
     rates = [
         "sft.learning_rate=2e-4",
