@@ -31,6 +31,7 @@ from towpath.stages.job import Job
 from towpath.stages.label import labels_json
 from towpath.stages.labelled_pairs import LABELS, decided_pairs
 from towpath.store.exchange import export_pairs, import_judgements
+from towpath.store.publish import replace_file
 from towpath.store.store import Store
 
 TOKENS = 64
@@ -92,7 +93,7 @@ def label(folder: Path, count: int) -> int:
     job = job_of(LabelConfig, folder, "label", count, {"sample": folder / "sample"})
     judgements = annotate.simulated_judgements(job, job.store.comparisons())
     labels = aggregation.majority_labels(judgements)
-    (job.folder / LABELS).write_text(labels_json(labels))
+    replace_file(job.folder / LABELS, labels_json(labels))
     return len(judgements)
 
 

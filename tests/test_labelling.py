@@ -15,8 +15,9 @@ from command import start, towpath
 
 from towpath.errors import DataError, TowpathError, Waiting
 from towpath.recipe import load
-from towpath.records import Judgement
+from towpath.records import Judgement, Label, as_row
 from towpath.run import pipeline, status
+from towpath.stages.label import labels_json
 from towpath.store import rater_stats
 from towpath.store.store import Store
 
@@ -365,3 +366,10 @@ def test_too_few_recorded_preferences_do_not_wait(sampled, tmp_path):
     with pytest.raises(DataError, match="labels: 1 of 8 decided") as error:
         pipeline.run(recipe, run, lambda _line: None, "label", force=True)
     assert "add preferences" in error.value.fix
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_labels_are_written_as_json_writes_all_of_them(count: int) -> None:
+    labels = [Label(f"k{9 - i}", "a", 1.5, 2, chance=None, by="majority") for i in range(count)]
+    whole = [as_row(label) for label in reversed(labels)]
+    assert "".join(labels_json(labels)) == json.dumps(whole, indent=0)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,12 @@ def _summarise(
     }
 
 
-def labels_json(labels: Sequence[Label]) -> str:
-    """The content of labels.json."""
-    return json.dumps([as_row(label) for label in sorted(labels, key=lambda label: label.comparison)], indent=0)
+def labels_json(labels: Sequence[Label]) -> Iterator[str]:
+    """The content of labels.json, a label at a time: what `json.dumps` makes of all of them."""
+    ordered = sorted(labels, key=lambda label: label.comparison)
+    for i, label in enumerate(ordered):
+        yield (",\n" if i else "[\n") + json.dumps(as_row(label), indent=0)
+    yield "\n]" if ordered else "[]"
 
 
 def restore(folder: Path, store: Store) -> bool:
@@ -164,10 +167,12 @@ def restore(folder: Path, store: Store) -> bool:
         fingerprint[:6] + "." for name, fingerprint in record["inputs"].items() if name.startswith("sample")
     )
     labels = [label for label in store.labels() if not prefixes or label.comparison.startswith(prefixes)]
-    text = labels_json(labels)
-    if hashlib.sha256(text.encode()).hexdigest() != record["files"].get(LABELS, {}).get("sha256"):
+    digest = hashlib.sha256()
+    for part in labels_json(labels):
+        digest.update(part.encode())
+    if digest.hexdigest() != record["files"].get(LABELS, {}).get("sha256"):
         return False
-    replace_file(folder / LABELS, text)
+    replace_file(folder / LABELS, labels_json(labels))
     return True
 
 
