@@ -61,7 +61,7 @@ prove: setup
 	$(PY) -m benchmarks.malformed --json benchmarks/results/malformed.json
 	$(PY) -m benchmarks.quickstart_seeds
 
-# How strong the tests are: seventy breakages of a line each, and the test that must notice. Slow.
+# How strong the tests are: more than eighty breakages of a line each, and the test that must notice. Slow.
 strength: setup
 	$(PY) tests/strength.py
 
