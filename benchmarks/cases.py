@@ -18,6 +18,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.simulated_people import rate_everything
 from towpath import recipe
 from towpath.store.location import ledger_location
+from towpath.store.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "cases.json"
 TOWPATH = (sys.executable, "-m", "towpath")
@@ -29,7 +30,7 @@ def run_case(case: str, folder: Path, data: str, overrides: list[str]) -> dict[s
     if not (folder / "recipe.toml").is_file():
         subprocess.run([*TOWPATH, "new", folder, "--recipe", case, *(["--data", data] if data else [])], check=True)
     options = [word for setting in overrides for word in ("--set", setting)]
-    verdicts = 0
+    ledger = ledger_location(folder, recipe.load(folder, overrides).store.url)
     for _ in range(MAX_WAITS):
         subprocess.run([*TOWPATH, "run", folder, *options], check=True, stdin=subprocess.DEVNULL)
         status = subprocess.run(
@@ -37,13 +38,15 @@ def run_case(case: str, folder: Path, data: str, overrides: list[str]) -> dict[s
         )
         if all(stage["state"] == "done" for stage in json.loads(status.stdout)["stages"]):
             break
-        verdicts += rate_everything(folder, ledger_location(folder, recipe.load(folder, overrides).store.url))
+        rate_everything(folder, ledger)
+    with Store.open(ledger) as store:
+        judgements = store.counts()["judgements"]
     summary = json.loads((folder / "reports" / "summary.json").read_text(encoding="utf-8"))
     return {
         "settings": overrides,
         "minutes": round(sum(stage["seconds"] for stage in summary["stages"].values()) / 60, 1),
         "peak_gib": round(max(stage["peak_memory_bytes"] for stage in summary["stages"].values()) / 2**30, 2),
-        "simulated_verdicts": verdicts,
+        "judgements": judgements,
         "machine": describe_machine(),
         "summary": summary,
     }
