@@ -33,6 +33,7 @@ from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judge_budget import Budget, BudgetExceeded
 from towpath.feedback.judging import Abstention, judge_pairs
 from towpath.feedback.pair_text import PairText
+from towpath.progress import Progress
 from towpath.records import Comparison, Completion, Judgement, Prompt
 from towpath.store.store import Store
 
@@ -581,6 +582,7 @@ def test_results_are_streamed_and_stopping_early_limits_requests():
 
     class Counting:
         done = 0
+        note = ""
         notes = ()
 
         def advance(self, units: int = 1, note: str = "") -> None:
@@ -600,6 +602,30 @@ def test_results_are_streamed_and_stopping_early_limits_requests():
         gate.set()
         stream.close()
         assert len(server.calls) < 40
+
+
+def test_progress_shows_replies_while_no_pair_is_finished(monkeypatch: pytest.MonkeyPatch):
+    """Both orders of a pair are asked one after the other, and a slow server finishes none for a long time."""
+    monkeypatch.setattr(judge_pool, "PULSE", 0.02)
+    gate = threading.Event()
+
+    def script(request: dict[str, Any], number: int) -> dict[str, Any]:
+        if number > 0:
+            gate.wait(10)
+        return careful_judge(request)
+
+    work = Progress("judge", 1)
+    with served(script) as server:
+        settings = JudgeSettings(server.url, "m", concurrency=1)
+        stream = judge_pairs(settings, [CASE], ReplyCache(), work)
+        reader = threading.Thread(target=lambda: list(stream))
+        reader.start()
+        while work.note != "replies: 1" and reader.is_alive():
+            time.sleep(0.01)
+        assert work.line() == "judge 0/1, replies: 1"
+        gate.set()
+        reader.join()
+    assert work.line() == "judge 1/1"
 
 
 def test_closing_the_stream_interrupts_a_retry_wait():

@@ -124,6 +124,8 @@ class Endpoint:
         self._lock = Lock()
         self._closing = Event()
         self._retry_at = 0.0
+        self.replies = 0
+        """Replies of the server until now."""
 
     def stop(self) -> None:
         """Cancel all waits for another attempt; calls in flight continue."""
@@ -189,6 +191,7 @@ class Endpoint:
             status, headers, body = self._post(request)
             if status == 200:
                 with self._lock:
+                    self.replies += 1
                     self._format = max(self._format, response_format)
                     self._length_key = length_key
                 return _parse_object(body)

@@ -15,8 +15,14 @@ GIVE_UP = 20
 """Consecutive items without a reply after which the judge is given up."""
 
 
+PULSE = 5.0
+"""Seconds without a finished item after which progress shows the number of replies."""
+
+
 class ProgressBar(Protocol):
     """Shows progress."""
+
+    note: str
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Add finished units."""
@@ -44,7 +50,9 @@ def call_concurrently(
     try:
         running = [pool.submit(call, endpoint, item) for item in islice(queue, 2 * settings.concurrency)]
         while running:
-            done, not_done = wait(running, return_when=FIRST_COMPLETED)
+            done, not_done = wait(running, PULSE, return_when=FIRST_COMPLETED)
+            if progress and not done:
+                progress.note = f"replies: {endpoint.replies:,}"
             finished = [future for future in running if future in done]  # in the order of the items
             running = [future for future in running if future in not_done]
             running += [pool.submit(call, endpoint, item) for item in islice(queue, len(finished))]
