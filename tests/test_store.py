@@ -19,7 +19,7 @@ from sqlalchemy.exc import DatabaseError
 
 import towpath
 from towpath.errors import DataError, ResourceError
-from towpath.records import Comparison, Completion, Judgement, Label, Prompt
+from towpath.records import Comparison, Completion, Judgement, Label, Message, Prompt
 from towpath.store import ledger, publish, schema
 from towpath.store.exchange import export_pairs, import_judgements
 from towpath.store.store import Store
@@ -360,6 +360,18 @@ def test_export_pairs_and_import_judgements(store, tmp_path, suffix):
             assert [row["b"] for row in csv.DictReader(file)] == [awkward_text(2), awkward_text(1)]
     verdicts = {(j.rater, j.choice, j.strength, j.kind) for j in store.judgements()}
     assert verdicts == {("ann", "a", 1, "person") if suffix == "jsonl" else ("bob", "a", 2, "person")}
+
+
+def test_sheet_shows_the_whole_conversation(tmp_path):
+    with Store.open(tmp_path / "towpath.db") as store:
+        history = (Message("user", "Locks?"), Message("assistant", "Canals have them."))
+        prompt = Prompt("p", "How do they fill?", history=history)
+        store.add_prompts([prompt])
+        store.add_completions([Completion(f"c{i}", "p", "sft", str(i), (1,), (-0.1,), "stop") for i in range(2)])
+        store.add_comparisons([Comparison("k", "p", "c0", "c1")])
+        export_pairs(store, tmp_path / "sheet.jsonl")
+    row = json.loads((tmp_path / "sheet.jsonl").read_text())
+    assert row["prompt"] == prompt.text and "Canals have them." in row["prompt"]
 
 
 def test_rows_without_a_choice_are_skipped(store, tmp_path):

@@ -16,6 +16,7 @@ from towpath.recipe import Recipe
 from towpath.recipe.reader import check
 from towpath.run.fingerprint import plan_stages
 from towpath.run.model_card import _task_lines
+from towpath.run.task_checks import check_tasks
 from towpath.stages import task_scores
 from towpath.view.report import extra_evals
 
@@ -85,6 +86,18 @@ def test_a_changed_task_file_evaluates_again(run: Path) -> None:
     with (run / "tasks" / "counting.yaml").open("a") as file:
         file.write("num_fewshot: 2\n")
     assert planned() != before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tasks_are_checked_before_a_run(run: Path) -> None:
+    def findings(tasks: list[str], folder: str) -> list[str]:
+        recipe = check(Recipe, {"evaluate": {"tasks": tasks, "task_folder": folder}}, "test")
+        return [finding.evidence for finding in check_tasks(recipe.evaluate, run)]
+
+    assert findings(["counting", "arc_easy"], "tasks") == []
+    assert findings(["counting", "nosuchtask"], "tasks") == ["evaluate.tasks: no task 'nosuchtask'"]
+    assert findings(["counting"], "") == ["evaluate.tasks: no task 'counting'"]
+    assert "no folder" in findings(["counting"], "elsewhere")[0]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -54,6 +54,7 @@ EVALUATE_ONLY = {
     "task_folder",
 }
 """Keys of [evaluate] that the baseline stage does not use."""
+TASK_SUFFIXES = (".yaml", ".yml", ".py")
 MAX_DIGESTS = 8
 """Digests of judgements that are cached, one for each set of sample stages."""
 JUDGE_KEYS = {"model", "rubric", "samples", "temperature", "on_position_flip"}
@@ -304,7 +305,7 @@ class _Planner:
         settings = {"evaluate": evaluate} | self._judge_settings(cfg) | _engine_settings(cfg.engine)
         settings |= {"accuracy": _source_hashes(cfg.evaluate.accuracy)}
         if cfg.evaluate.task_folder:
-            settings["task_files"] = _folder_hashes(self.run / cfg.evaluate.task_folder)
+            settings["task_files"] = _task_hashes(self.run / cfg.evaluate.task_folder)
         judge = cfg.evaluate.judge
         if cfg.evaluate.ask_judge and judge.base_url and judge.model:
             settings["refusals"] = self._ai_judge(judge)
@@ -357,9 +358,9 @@ def _source_hashes(source: str) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in files.items() if path.is_file()}
 
 
-def _folder_hashes(folder: Path) -> dict[str, str]:
-    """Hashes of the files of a folder; data that those name by an address are not read."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+def _task_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of the YAML and Python files that define tasks; data that those name are not read."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in TASK_SUFFIXES)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files}
 
 

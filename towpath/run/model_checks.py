@@ -3,7 +3,6 @@ prompts are the template's own tokens."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -60,9 +59,6 @@ def _stages(recipe: Recipe) -> tuple[tuple[str, Sft | Reward | Policy], ...]:
 def check_settings(recipe: Recipe) -> list[Finding]:
     """Settings of the model that do not go together."""
     findings = []
-    if recipe.evaluate.tasks and find_spec("lm_eval") is None:
-        cause = "evaluate.tasks are run by lm-evaluation-harness"
-        findings.append(Finding("tasks", "error", "evaluate.tasks without lm-eval", cause, "pip install towpath[eval]"))
     policy = recipe.policy
     if policy.method == "lora" and policy.lora.dropout and data_of(policy.algo) == "rollouts":
         evidence = f"policy.lora.dropout = {policy.lora.dropout:g} with policy.algo = {policy.algo!r}"

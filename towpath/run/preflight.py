@@ -24,7 +24,7 @@ from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe, Rewards
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
 from towpath.rollout.engine import engine_module
-from towpath.run import judge_checks, model_checks, plan, trackers
+from towpath.run import judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
 from towpath.run.sizes import Size, disk_needed, memory_needed
 
@@ -84,6 +84,7 @@ def check(
         *_check_kernels(recipe),
         *(_check_raters(recipe, run) if needs_labels(recipe) else ()),
         *trackers.missing(recipe.track),
+        *task_checks.check_tasks(recipe.evaluate, run),
         *model_checks.check_classifiers(recipe, run),
         *model_findings,
     ]

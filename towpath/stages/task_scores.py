@@ -10,6 +10,7 @@ from typing import Any
 
 from towpath.errors import RecipeError
 from towpath.progress import progress
+from towpath.recipe import Evaluate
 from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Finding
 from towpath.runtime.process import device_named, dtype_named, release_memory
@@ -74,14 +75,18 @@ def _scores(job: Job[EvaluateConfig], source: str, folder: Path) -> Scores:
     return scores
 
 
+def task_manager(evaluate: Evaluate, run: Path) -> Any:
+    """The harness's own list of tasks, with those of `evaluate.task_folder`."""
+    own = str(run / evaluate.task_folder) if evaluate.task_folder else None
+    return import_module("lm_eval.tasks").TaskManager(include_path=own)
+
+
 def _measure(job: Job[EvaluateConfig], source: str, folder: Path) -> Scores:
     require_harness()
     harness: Any = import_module("lm_eval")
-    manager: Any = import_module("lm_eval.tasks").TaskManager
     cfg = job.config.evaluate
     device = device_named(job.config.model.device)
     dtype = str(dtype_named(job.config.model.dtype, device)).removeprefix("torch.")
-    own = str(job.run / cfg.task_folder) if cfg.task_folder else None
     with progress(f"{job.name}: tasks of {source}"):
         try:
             report: Any = harness.simple_evaluate(
@@ -91,7 +96,7 @@ def _measure(job: Job[EvaluateConfig], source: str, folder: Path) -> Scores:
                 limit=cfg.task_limit or None,
                 device=str(device),
                 batch_size=BATCH,
-                task_manager=manager(include_path=own),
+                task_manager=task_manager(cfg, job.run),
                 log_samples=False,
                 random_seed=job.config.seed,
                 confirm_run_unsafe_code=False,

@@ -40,7 +40,7 @@ def export_pairs(store: Store, path: Path, include_judged: bool = False, samples
             c for c in wanted if not samples or c.id.split(".", maxsplit=1)[0] in samples
         ):
             count += 1
-            yield dict(zip(COLUMNS, (c.id, prompt.prompt, a.text, b.text, "", "", ""), strict=True))
+            yield dict(zip(COLUMNS, (c.id, prompt.text, a.text, b.text, "", "", ""), strict=True))
 
     if as_csv:
         quoted = any(ESCAPED_COLUMN in _escape_formulas(row) for row in rows())
