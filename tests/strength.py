@@ -41,6 +41,34 @@ W = "towpath/web/"
 BREAKAGES = [
     # algos
     Breakage(
+        "prompts of another length aligned at the left",
+        "towpath/rollout/cache.py",
+        "pad(part, (0, 0, columns - part.shape[2], 0))",
+        "pad(part, (0, 0, 0, columns - part.shape[2]))",
+        "tests/test_rollout.py",
+    ),
+    Breakage(
+        "sheet shows the last turn alone",
+        S + "exchange.py",
+        "(c.id, prompt.text, a.text, b.text,",
+        "(c.id, prompt.prompt, a.text, b.text,",
+        "tests/test_store.py",
+    ),
+    Breakage(
+        "import goes on after a contradiction",
+        S + "exchange.py",
+        "        if bad:\n            more",
+        "        if bad > 10**9:\n            more",
+        "tests/test_store.py",
+    ),
+    Breakage(
+        "held-out judge measured on its own labels",
+        "towpath/stages/judge_model.py",
+        "(pairs if is_reserved(job.config, pair.prompt) else others).append(pair)",
+        "pairs.append(pair)",
+        "tests/test_evaluation_judges.py",
+    ),
+    Breakage(
         "training prompted with the last turn alone",
         "towpath/rollout/experience.py",
         "make_row(self.chat.prompt(r.prompt.messages)",
