@@ -478,18 +478,25 @@ class Local:
     def fit(self, role: str, features: Handle | Tensor, target: Tensor, decay: float = 1.0) -> None:
         """Solve for a role's head: features of a batch and targets [B,T], or rows [N,F] and [N]; earlier calls weigh
         `decay`. A head that steps is only initialised so."""
+        ridge = self._ridge(role)
+        ridge.learn(*self.fit_rows(ridge, features, target), decay)
+
+    def _ridge(self, role: str) -> RidgeHead:
         ridge = self.roles[role].closed_form_head
         if ridge is None:
             head = self.roles[role].head
             assert head is not None
             ridge = self._initial_fits.setdefault(role, RidgeHead(head))
+        return ridge
+
+    def fit_rows(self, ridge: RidgeHead, features: Handle | Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N,F] and targets [N] of the answer tokens of a batch, or of rows as they are."""
         target = target.to(self.device)
         if isinstance(features, Handle):
             mask_BT = self._masks[id(features)]
             # [B,T,F] to [N,F]
-            ridge.learn(self._stored[id(features)][mask_BT], target[mask_BT], decay)
-        else:
-            ridge.learn(features[:, : len(ridge.head.weight)].to(self.device), target, decay)
+            return self._stored[id(features)][mask_BT], target[mask_BT]
+        return features[:, : len(ridge.head.weight)].to(self.device), target
 
     def head(self, role: str) -> dict[str, Tensor]:
         """Weight and bias of a role's head."""

@@ -1,0 +1,406 @@
+"""Worker processes as their controller sees them: started, asked, watched, and ended together.
+
+Nothing waits without a limit: a worker that sends no heartbeat, or makes no progress, is named with its last stack.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from towpath import errors
+from towpath.errors import ResourceError, TowpathError
+from towpath.progress import print_note
+from towpath.runtime.channel import Channel, ChannelClosed, Frame
+from towpath.runtime.wire import MessageError
+from towpath.store.publish import fault_point
+
+START_SECONDS = 300.0
+"""Time in which a worker process must have imported its libraries."""
+PROGRESS_FACTOR = 10.0
+"""Times the heartbeat's limit that a verb may take without progress."""
+SLOWER = 5.0
+"""Times as long as its slowest success that a verb may take, where that is more."""
+
+
+class WorkerLost(ResourceError):
+    """A worker ended, hangs, or answers nonsense: the whole group is ended, and the stage resumes with a new one."""
+
+
+class WorkerFailed(RuntimeError):
+    """An exception of a worker, with its traceback."""
+
+
+@dataclass
+class WorkerState:
+    """One worker, as the monitor shows it."""
+
+    rank: int
+    pid: int
+    host: str = ""
+    device: str = "cpu"
+    verb: str = ""
+    memory_bytes: float = 0.0
+    last_heard: float = 0.0
+    progressed: float = 0.0
+    stack: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By verb."""
+
+
+class Workers:
+    """A group of processes on this host, started together and ended together."""
+
+    def __init__(self, devices: Sequence[str], threads: int, timeout: float) -> None:
+        self.devices = list(devices)
+        self.threads = threads
+        self.timeout = timeout
+        self.channels: list[Channel] = []
+        self.states: list[WorkerState] = []
+        self.longest: dict[str, float] = {}
+        """Seconds of the slowest success, by verb."""
+        self.lost: WorkerLost | None = None
+        self._busy = False
+        self._dropped: list[int] = []
+        """Runtimes of which workers must still let go."""
+        self._server: subprocess.Popen[bytes] | None = None
+        self._server_channel: Channel | None = None
+        self._ended: dict[int, int] = {}
+        self._store: Any = None
+        self._start()
+
+    @property
+    def count(self) -> int:
+        return len(self.devices)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the group can be asked."""
+        return self.lost is None and self._server is not None and self._server.poll() is None
+
+    # Beginning and end
+
+    def _start(self) -> None:
+        mine, theirs = socket.socketpair()
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        # an import path as this process has it: a checkout that is not installed works, too
+        environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "towpath.runtime.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+        )
+        theirs.close()
+        self._server_channel = Channel(mine, START_SECONDS)
+        self._finalizer = weakref.finalize(self, _end, self._server, self._server_channel, self.channels)
+        self._from_server("ready")
+        for rank in range(self.count):
+            self._fork(rank)
+        self._connect()
+
+    def _fork(self, rank: int) -> None:
+        assert self._server_channel
+        mine, theirs = socket.socketpair()
+        request = {"rank": rank, "world": self.count, "threads": self.threads, "timeout": self.timeout}
+        self._server_channel.send(request)
+        socket.send_fds(self._server_channel.connection, [b"f"], [theirs.fileno()])
+        theirs.close()
+        self.channels.append(Channel(mine, self.timeout))
+        self.states.append(WorkerState(rank, self._from_server("forked"), device=self.devices[rank]))
+
+    def _from_server(self, key: str) -> Any:
+        """The server's next message of a kind; those on ended workers are remembered."""
+        assert self._server_channel
+        while True:
+            try:
+                message = self._server_channel.receive()
+            except (ChannelClosed, MessageError) as error:
+                fix = "see the messages above; `python -m towpath.runtime.worker` must import torch and transformers"
+                raise ResourceError("worker processes did not start", "they import what this process does", fix) from error
+            if "ended" in message:
+                self._ended[message["ended"]] = message["status"]
+            if key in message:
+                return message[key]
+
+    def _connect(self) -> None:
+        """Workers meet at a store of this process, and add some numbers, before anything is loaded."""
+        backend = "nccl" if self.devices[0].startswith("cuda") else "gloo"
+        port = 0
+        if self.count > 1:
+            self._store = dist.TCPStore(
+                "127.0.0.1", 0, None, True, timedelta(seconds=self.timeout), wait_for_workers=False
+            )
+            port = self._store.port
+        prefix = uuid.uuid4().hex
+        arguments = [
+            {
+                "backend": backend,
+                "address": "127.0.0.1",
+                "port": port,
+                "prefix": prefix,
+                "device": device,
+                # collectives must not give up before this process has named who is missing
+                "timeout": 3600.0,
+            }
+            for device in self.devices
+        ]
+        for state, host in zip(self.states, self.ask("connect", arguments), strict=True):
+            state.host = host
+
+    def close(self) -> None:
+        """End all workers at once; SIGKILL also ends one that is stopped."""
+        for state in self.states:
+            with suppress(ProcessLookupError):
+                os.kill(state.pid, signal.SIGKILL)
+        self._finalizer()
+
+    # Messages
+
+    def ask(
+        self,
+        verb: str,
+        arguments: Sequence[Mapping[str, Any] | None],
+        count: Callable[[int], None] = lambda units: None,
+    ) -> list[Any]:
+        """One message to each worker whose arguments are not None; the replies, None for the others."""
+        self._require_alive()
+        fault_point(f"ask-{verb}")
+        self._busy = True
+        waiting: set[int] = set()
+        frames: dict[int, Frame] = {}
+        try:
+            for rank, own in enumerate(arguments):
+                if own is not None:
+                    if id(own) not in frames:  # the same arguments for several workers are encoded once
+                        frames[id(own)] = Frame({"verb": verb, "arguments": own}, self.channels[rank].shared)
+                    self._send(rank, frames[id(own)], verb)
+                    waiting.add(rank)
+        finally:
+            for frame in frames.values():
+                frame.close()
+        replies: list[Any] = [None] * self.count
+        for rank, reply in self._replies(waiting, verb, count):
+            replies[rank] = reply
+        self._busy = False
+        self._drop_runtimes()
+        return replies
+
+    def drop(self, runtime: int) -> None:
+        """Let workers go of a runtime, now or when they are not busy: this may be called at any moment."""
+        self._dropped.append(runtime)
+        if not self._busy:
+            self._drop_runtimes()
+
+    def _drop_runtimes(self) -> None:
+        if self._dropped and self.lost is None and self.channels[0].fileno() >= 0:
+            dropped, self._dropped = self._dropped, []
+            self.ask("drop", [{"runtimes": dropped}] * self.count)
+
+    def ask_idle(
+        self,
+        verb: str,
+        arguments: Sequence[Mapping[str, Any]],
+        count: Callable[[int], None] = lambda units: None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Messages in their order, each to whichever worker is idle; (number, reply) as they come."""
+        self._require_alive()
+        fault_point(f"ask-{verb}")
+        self._busy = True
+        number_of: dict[int, int] = {}
+        todo = list(range(len(arguments)))[::-1]
+        waiting: set[int] = set()
+
+        def give(rank: int) -> None:
+            if todo:
+                number_of[rank] = todo.pop()
+                frame = Frame({"verb": verb, "arguments": arguments[number_of[rank]]}, self.channels[rank].shared)
+                self._send(rank, frame, verb)
+                frame.close()
+                waiting.add(rank)
+
+        for rank in range(self.count):
+            give(rank)
+        for rank, reply in self._replies(waiting, verb, count):
+            number = number_of[rank]
+            give(rank)
+            yield number, reply
+        self._busy = False
+
+    def _send(self, rank: int, frame: Frame, verb: str) -> None:
+        state = self.states[rank]
+        state.verb = verb
+        state.last_heard = state.progressed = time.monotonic()
+        try:
+            self.channels[rank].send_frame(frame)
+        except ChannelClosed:
+            self._lose(rank, verb, self._why_closed(rank))
+
+    def _replies(self, waiting: set[int], verb: str, count: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
+        """(rank, reply) of the workers in `waiting`, to which more may be added between two replies."""
+        failures: list[tuple[int, Mapping[str, Any]]] = []
+        with selectors.DefaultSelector() as selector:
+            for rank, channel in enumerate(self.channels):
+                selector.register(channel, selectors.EVENT_READ, rank)
+            while waiting:
+                for key, _ in selector.select(0.2):
+                    rank = key.data
+                    message = self._receive(rank, verb)
+                    self._note(rank, message, count)
+                    if "seconds" not in message:
+                        continue
+                    waiting.discard(rank)
+                    state = self.states[rank]
+                    state.verb = ""
+                    state.seconds[verb] = state.seconds.get(verb, 0.0) + message["seconds"]
+                    if "error" in message:
+                        failures.append((rank, message["error"]))
+                    else:
+                        self.longest[verb] = max(self.longest.get(verb, 0.0), message["seconds"])
+                        yield rank, message["reply"]
+                self._require_progress(waiting, verb, failures)
+        self._busy = False
+        if failures:
+            raise self._error(*failures[0])
+
+    def _receive(self, rank: int, verb: str) -> Mapping[str, Any]:
+        try:
+            message = self.channels[rank].receive()
+        except ChannelClosed:
+            self._lose(rank, verb, self._why_closed(rank))
+        except MessageError as error:
+            self._lose(rank, verb, f"answered with {error}")
+        if not isinstance(message, dict):
+            self._lose(rank, verb, f"answered with {message!r:.60}")
+        return message
+
+    def _note(self, rank: int, message: Mapping[str, Any], count: Callable[[int], None]) -> None:
+        state = self.states[rank]
+        state.last_heard = time.monotonic()
+        if "beat" in message:
+            state.memory_bytes = message["beat"]["memory"]
+            state.stack = message["beat"]["stack"]
+            return
+        state.progressed = state.last_heard
+        if "tick" in message:
+            count(message["tick"])
+        if "note" in message:
+            print_note(message["note"])
+
+    def _require_progress(
+        self, waiting: set[int], verb: str, failures: Sequence[tuple[int, Mapping[str, Any]]]
+    ) -> None:
+        """Lose the worker that is silent, or makes no progress; where one has failed, do not wait for the others."""
+        now = time.monotonic()
+        silent = [rank for rank in waiting if now - self.states[rank].last_heard > self.timeout]
+        if silent:
+            rank = min(silent, key=lambda rank: self.states[rank].last_heard)
+            if failures:
+                raise self._ended_by(failures[0])
+            self._lose(rank, verb, f"has sent no heartbeat for {self.timeout:g} s")
+        limit = max(self.timeout * PROGRESS_FACTOR, SLOWER * self.longest.get(verb, 0.0))
+        if failures and waiting and all(now - self.states[rank].progressed > 5.0 for rank in waiting):
+            raise self._ended_by(failures[0])  # the others wait for the one that failed
+        stuck = [rank for rank in waiting if now - self.states[rank].progressed > limit]
+        if stuck:
+            self._lose(stuck[0], verb, f"has made no progress for {limit:.0f} s")
+
+    def _ended_by(self, failure: tuple[int, Mapping[str, Any]]) -> Exception:
+        """The exception of a worker that the others wait for in vain: the group cannot be used again."""
+        error = self._error(*failure)
+        self.lost = WorkerLost("the group of workers was ended", "one worker failed while others waited for it")
+        self.close()
+        return error
+
+    def _why_closed(self, rank: int) -> str:
+        """How a process ended, as the server that forked it says."""
+        assert self._server_channel
+        pid = self.states[rank].pid
+        deadline = time.monotonic() + 2.0
+        with suppress(ResourceError):
+            while pid not in self._ended and time.monotonic() < deadline:
+                readable = selectors.DefaultSelector()
+                readable.register(self._server_channel, selectors.EVENT_READ)
+                if readable.select(0.1):
+                    self._from_server("ended")
+                readable.close()
+        status = self._ended.get(pid)
+        if status is None:
+            return "closed its connection"
+        if os.WIFSIGNALED(status):
+            name = signal.Signals(os.WTERMSIG(status)).name
+            hint = "; the system does that where memory runs out" if name == "SIGKILL" else ""
+            return f"was ended by {name}{hint}"
+        return f"ended with exit code {os.waitstatus_to_exitcode(status)}"
+
+    def _lose(self, rank: int, verb: str, why: str) -> Any:
+        state = self.states[rank]
+        where = f"worker {rank + 1} of {self.count} ({state.host or 'starting'}, {state.device}, process {state.pid})"
+        stack = "\n  last seen at:\n" + "\n".join(state.stack) if state.stack else ""
+        self.lost = WorkerLost(
+            f"{where} {why}, during {verb}{stack}",
+            "all workers of a group are needed for each step",
+            "the stage resumes from its last checkpoint; see cluster.restarts and cluster.timeout",
+        )
+        self.close()
+        raise self.lost
+
+    def _require_alive(self) -> None:
+        if self.lost is not None:
+            raise self.lost
+
+    def _error(self, rank: int, described: Mapping[str, Any]) -> Exception:
+        """A worker's exception: one that a user can act on as it is, another with its traceback."""
+        state = self.states[rank]
+        kind = getattr(errors, described["type"], None)
+        if described["parts"] and isinstance(kind, type) and issubclass(kind, TowpathError):
+            return kind(*described["parts"])
+        where = f"worker {rank + 1} of {self.count} ({state.host}, {state.device})"
+        return WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+
+
+def _end(server: "subprocess.Popen[bytes]", channel: Channel, channels: list[Channel]) -> None:
+    """Close all connections, with which the processes end; do not wait for them long."""
+    for each in (*channels, channel):
+        each.close()
+    try:
+        server.wait(5.0)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+_shared: dict[tuple[Any, ...], Workers] = {}
+"""Groups that are running, by what they were started with: stages of one run use the same processes."""
+
+
+def shared_workers(devices: Sequence[str], threads: int, timeout: float) -> Workers:
+    """The workers of this process with these settings, started when they are first wanted, or wanted after a loss."""
+    key = (tuple(devices), threads, timeout, os.getpid())
+    workers = _shared.get(key)
+    if workers is None or not workers.alive:
+        _shared[key] = workers = Workers(devices, threads, timeout)
+    return workers
+
+
+def close_shared_workers() -> None:
+    """End all workers of this process."""
+    while _shared:
+        _shared.popitem()[1].close()
+
+
+def visible_gpus() -> int:
+    """How many GPUs this process may use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
