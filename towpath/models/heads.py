@@ -21,7 +21,7 @@ class ScalarHead(nn.Module):
                 self.weight.normal_(0.0, 1 / math.sqrt(width + 1), generator=draw)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return hidden.float() @ self.weight + self.bias
+        return hidden.to(self.weight.dtype) @ self.weight + self.bias
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def random_feature_mean(states_BTD: Tensor) -> Tensor:
     width = states_BTD.shape[-1]
     projection_DW = random_projection(width, states_BTD.device)
     unit_BTD = torch.nn.functional.rms_norm(states_BTD, (width,)) / math.sqrt(width)
-    return torch.cat([running_mean(states_BTD), (unit_BTD @ projection_DW).relu().cumsum(1)], -1)
+    return torch.cat([running_mean(states_BTD), (unit_BTD @ projection_DW.to(unit_BTD)).relu().cumsum(1)], -1)
 
 
 class RidgeHead:

@@ -137,7 +137,8 @@ class Local:
         trunk = name if whole else f"{spec.model} {spec.dtype}"
         if trunk not in self.trunks:
             exact = whole or spec.dtype == "float32"
-            self.add_trunk(trunk, self._load(spec, torch.float32 if exact else self.dtype, self._quantize), lora=False)
+            dtype = torch.promote_types(torch.float32, self.dtype) if exact else self.dtype
+            self.add_trunk(trunk, self._load(spec, dtype, self._quantize), lora=False)
             if self._gradient_checkpointing:
                 lm.checkpoint_layers(self.trunks[trunk])
             if spec.pad is not None:
@@ -216,6 +217,8 @@ class Local:
         """Unfreeze the trainable weights and make their optimizer, with one learning rate per role or `role/head`."""
         groups: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained().items():
+            if self.dtype == torch.float64:  # to compare runtimes that sum in different orders
+                parameter.data = parameter.data.double()
             parameter.requires_grad_(True)
             role, _, name = key.partition("/")
             group = f"{role}/head" if name.startswith("head.") and f"{role}/head" in rates else role
@@ -395,7 +398,7 @@ class Local:
                 out.entropy_BT = passes.spread(entropy_N, mask_BT)
         if {"value", "features"} & set(wants):
             # float32: a running sum over T tokens in bfloat16 would lose the later ones
-            states_BTD = passes.spread(hidden_ND.float(), mask_BT)
+            states_BTD = passes.spread(hidden_ND.to(torch.promote_types(hidden_ND.dtype, torch.float32)), mask_BT)
             if "value" in wants and role.head is not None:
                 out.value_BT = torch.where(mask_BT, role.head(running_mean(states_BTD)), 0.0)
             if "features" in wants:
