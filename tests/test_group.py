@@ -1,26 +1,19 @@
 """Several workers: every algorithm gives what one process gives, whatever the number of workers."""
 
 import functools
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import towpath as tp
-from towpath.data.batch import Batch, Row
-from towpath.errors import RecipeError
-from towpath.models.heads import RidgeHead, ScalarHead
-from towpath.recipe import Cluster, Model
+from towpath.recipe import Model
 from towpath.run import training
-from towpath.runtime.contract import RoleSpec
 from towpath.runtime.group import Group
-from towpath.runtime.launch import launch, local
+from towpath.runtime.launch import local
 from towpath.runtime.local import Local
-from towpath.runtime.shares import deal, deal_rows, rows_of_groups
-from towpath.runtime.workers import WorkerFailed, shared_workers
+from towpath.runtime.workers import shared_workers
 from towpath.stages.job import Job
 
 ALGORITHMS = {

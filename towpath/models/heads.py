@@ -90,7 +90,7 @@ class RidgeHead:
 
     @torch.no_grad()
     def candidates(self) -> Tensor | None:
-        """The head that each ridge gives for the rows so far [E,R]; None before there are rows."""
+        """The head that each ridge gives for the rows before [E,R]; None before there are rows."""
         return self._solved(self.RIDGES) if self.products_EE[-1, -1] > 0 else None
 
     @torch.no_grad()
@@ -106,9 +106,9 @@ class RidgeHead:
                 self.errors_R += (part_N[:, None] - part_NE @ candidates_ER).square().sum(0)
 
     @torch.no_grad()
-    def solve(self, judged: bool) -> None:
-        """Set the head to that of the best ridge, or of ridge 1 where no ridge has been judged."""
-        best = self.RIDGES[int(self.errors_R.argmin())] if judged else 1.0
+    def solve(self, choose: bool) -> None:
+        """Set the head to that of the best ridge, or of ridge 1 where no errors are known."""
+        best = self.RIDGES[int(self.errors_R.argmin())] if choose else 1.0
         solved_E = self._solved((best,))[:, 0]
         self.head.weight.copy_(solved_E[:-1])
         self.head.bias.copy_(solved_E[-1])

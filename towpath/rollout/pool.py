@@ -26,9 +26,7 @@ class Pool:
     def __init__(self, group: Group, section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> None:
         self.group = group
         self.version = 0
-        group.run_everywhere(
-            f"{__name__}:open_here", section=section, chat=chat, folder=folder, max_tokens=max_tokens
-        )
+        group.run_everywhere(f"{__name__}:open_here", section=section, chat=chat, folder=folder, max_tokens=max_tokens)
 
     def publish(self, group: Group, role: str) -> int:
         """Give every engine the role's weights."""
@@ -121,9 +119,7 @@ def open_here(
     runtime: Any, count: Callable[[int], None], section: EngineConfig, chat: Chat, folder: Path, max_tokens: int
 ) -> None:
     """Open this worker's engine."""
-    import torch.distributed as dist
-
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank = runtime.rank
     module = importlib.import_module(engine_module(section.type))
     runtime.engine = module.open_engine(section, chat, folder / f"engine-{rank + 1}" if rank else folder, max_tokens)
 

@@ -22,6 +22,7 @@ from towpath.run.sizes import model_size
 from towpath.runtime.process import prepare_process
 from towpath.stages import generation, policy
 from towpath.stages.job import Job
+from towpath.stages.restarts import run_stage
 from towpath.store import jsonl, manifest
 from towpath.store.publish import lock_folder
 from towpath.store.store import Store
@@ -119,8 +120,8 @@ def train(
     DPO, IPO, KTO and ORPO take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; they do not
     use `kl` and `steps`. Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`,
     `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `model` is a source, or a mapping with
-    keys of `[model]`; `engine`, `cluster`, `health` and `track` hold keys of the sections of these names. `callbacks` are
-    objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`, `on_validation(step, metrics)`
+    keys of `[model]`; `engine`, `cluster`, `health` and `track` hold keys of the sections of these names. `callbacks`
+    are objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`, `on_validation(step, metrics)`
     and `on_train_end(result)`; one that returns True from the middle two stops the training, and the best weights are
     kept.
     SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75). The same call in the same folder resumes; a
@@ -181,7 +182,7 @@ def _run(job: Job[PolicyConfig], recipe: Recipe, repeated: int) -> None:
     for callback in job.callbacks:
         getattr(callback, "on_train_begin", lambda _steps: None)(job.config.policy.steps)
     with trackers.follow(recipe, job.run, job.name, job.folder):
-        result = policy.run(job)
+        job, result = run_stage(policy.run, job)
     manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
     for callback in job.callbacks:
         getattr(callback, "on_train_end", lambda _result: None)(result)

@@ -9,8 +9,6 @@ import time
 import zlib
 from typing import Any
 
-import numpy as np
-
 from towpath.runtime import wire
 
 PREFIX = struct.Struct("<4sIIB")
@@ -44,11 +42,11 @@ class Frame:
             self.fd = -1
 
 
-def _in_memory(arrays: list[np.ndarray]) -> int:
+def _in_memory(arrays: list[memoryview]) -> int:
     """A file without a name that holds the arrays one after the other."""
     fd = os.memfd_create("towpath", os.MFD_CLOEXEC)
     for array in arrays:
-        view = memoryview(array)
+        view = array
         while len(view):
             view = view[os.write(fd, view) :]
     return fd
@@ -92,7 +90,7 @@ class Channel:
                     self.connection.sendall(prefix)
                 self.connection.sendall(frame.header)
                 for array in frame.arrays:
-                    self.connection.sendall(memoryview(array))
+                    self.connection.sendall(array)
                 self.sent_bytes += len(frame.header) + frame.bytes
         except OSError as error:
             raise ChannelClosed(str(error) or type(error).__name__) from error

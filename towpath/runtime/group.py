@@ -52,7 +52,7 @@ class Group:
         self.workers = workers
         self._number = _next_number()
         self._free: dict[int, list[int]] = {rank: [] for rank in range(workers.count)}
-        """Handles that nobody here holds any more, by rank."""
+        """Handles without a reference in this process, by rank."""
         self._steps = 0
         arguments = {
             "runtime": self._number,

@@ -14,7 +14,6 @@ from towpath.runtime.local import PACK_WIDTH, Local
 from towpath.runtime.process import device_named, dtype_named
 from towpath.runtime.workers import shared_workers, visible_gpus
 
-
 R = TypeVar("R", bound=Local)
 
 

@@ -40,6 +40,7 @@ def _longest(costs: np.ndarray, rank: np.ndarray, workers: int) -> float:
 
 def rows_of_groups(batch: Batch, groups: np.ndarray) -> np.ndarray:
     """The numbers of the rows of some groups, in the order in which `Batch.take` gives them."""
-    sizes = np.array(batch.sizes or [1] * len(batch))
-    starts = np.cumsum(sizes) - sizes
-    return np.concatenate([starts[g] + np.arange(sizes[g]) for g in groups]) if len(groups) else np.zeros(0, np.int64)
+    sizes = batch.sizes or (1,) * len(batch)
+    starts = np.cumsum((0, *sizes)).tolist()
+    rows = [number for g in groups.tolist() for number in range(starts[g], starts[g + 1])]
+    return np.array(rows, np.int64)

@@ -35,7 +35,7 @@ class MessageError(ValueError):
 
 class _Encoder:
     def __init__(self) -> None:
-        self.arrays: list[np.ndarray] = []
+        self.arrays: list[memoryview] = []
         """Of bytes, in the order in which the JSON names them."""
 
     def encode(self, x: Any) -> Any:
@@ -66,13 +66,13 @@ class _Encoder:
     def _tensor(self, x: Tensor) -> Any:
         host = x.detach().cpu().contiguous()
         dtype = str(host.dtype).removeprefix("torch.")
-        self.arrays.append(host.reshape(-1).view(torch.uint8).numpy())
+        self.arrays.append(host.reshape(-1).view(torch.uint8).numpy().data)
         return {TAG: "tensor", "dtype": dtype, "shape": list(host.shape)}
 
     def _array(self, x: np.ndarray) -> Any:
         if x.dtype.kind not in "biuf":
             raise TypeError(f"an array of {x.dtype} is not sent to a worker")
-        self.arrays.append(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+        self.arrays.append(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
         return {TAG: "array", "dtype": x.dtype.str, "shape": list(x.shape)}
 
     def _batch(self, batch: Batch) -> Any:
@@ -96,7 +96,7 @@ class _Encoder:
         return {TAG: "record", "name": name, "fields": {field: self.encode(getattr(x, field)) for field in names}}
 
 
-def encode(message: Any) -> tuple[bytes, list[np.ndarray]]:
+def encode(message: Any) -> tuple[bytes, list[memoryview]]:
     """A message as a header and the bytes of its arrays, which follow it."""
     encoder = _Encoder()
     content = encoder.encode(message)

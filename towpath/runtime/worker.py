@@ -57,13 +57,24 @@ class Worker:
             self.verb = message["verb"]
             self.started = time.monotonic()
             try:
+                self._fault(f"begin-{self._name(message)}")
                 reply = {"reply": getattr(self, f"do_{self.verb}")(**message["arguments"])}
             except BaseException as error:
                 reply = {"error": _describe(error)}
+            self._fault(f"end-{self._name(message)}")
             seconds = time.monotonic() - self.started
             self.verb = ""
             with suppress(ChannelClosed):
                 self.channel.send(reply | {"seconds": seconds})
+
+    def _name(self, message: Mapping[str, Any]) -> str:
+        """The method of a runtime that a message is about, or else its verb."""
+        return message["arguments"].get("method") or message["arguments"].get("function", self.verb).rpartition(":")[2]
+
+    def _fault(self, point: str) -> None:
+        from towpath.runtime.worker_faults import worker_fault
+
+        worker_fault(self.rank, point, self.channel.fileno())
 
     def _beat(self) -> None:
         """Tell the controller, while a verb is computed, that this process lives, and where it is."""
@@ -94,8 +105,10 @@ class Worker:
 
     # Verbs on the process
 
-    def do_connect(self, backend: str, address: str, port: int, prefix: str, device: str, timeout: float) -> str:
-        """Meet the other workers."""
+    def do_connect(
+        self, backend: str, address: str, port: int, prefix: str, device: str, timeout: float
+    ) -> tuple[str, int]:
+        """Meet the other workers; this host and process."""
         import torch
         import torch.distributed as dist
 
@@ -114,7 +127,7 @@ class Worker:
             total = torch.ones(64 * 256, device=self.device)
             dist.all_reduce(total)
             assert float(total.sum()) == total.numel() * self.world
-        return socket.gethostname()
+        return socket.gethostname(), os.getpid()
 
     def do_launch(
         self, runtime: int, model: Any, pad: int, packing: bool, training: bool, dtype: str, path: list[str]
@@ -123,11 +136,11 @@ class Worker:
         import torch
 
         from towpath.runtime.launch import local
-        from towpath.runtime.member import Member
+        from towpath.runtime.replica import Replica
 
         sys.path += [entry for entry in path if entry not in sys.path]
         self.runtimes[runtime] = local(
-            Member, model, pad, packing, training, getattr(torch, dtype), getattr(self, "device", torch.device("cpu"))
+            Replica, model, pad, packing, training, getattr(torch, dtype), getattr(self, "device", torch.device("cpu"))
         )
 
     def do_drop(self, runtimes: list[int]) -> None:
@@ -150,11 +163,11 @@ class Worker:
         """A method of the runtime contract. Handles go out as numbers and come in as numbers."""
         for number in free:
             self.handles.pop(number, None)
-        member = self.runtimes[runtime]
+        replica = self.runtimes[runtime]
         arguments = {name: self._with_handles(x) for name, x in arguments.items()}
         if method in ("forward_backward", "forward"):
             arguments |= {"count": self.tick} if method == "forward_backward" else {}
-        return self._without_handles(getattr(member, method)(**arguments))
+        return self._without_handles(getattr(replica, method)(**arguments))
 
     def do_run(self, runtime: int, function: str, arguments: Mapping[str, Any]) -> Any:
         """`package.module:function` with the runtime, a counter of progress, and plain data."""
@@ -217,7 +230,8 @@ def _work(fd: int, request: Mapping[str, Any]) -> None:
     _die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the controller decides when a run stops
-    os.environ["OMP_NUM_THREADS"] = str(request["threads"])
+    os.environ.clear()
+    os.environ.update(request["environment"] | {"OMP_NUM_THREADS": str(request["threads"])})
     from towpath import progress
     from towpath.runtime.channel import Channel
     from towpath.runtime.process import exempt_imports_from_gc, prepare_process
@@ -229,11 +243,16 @@ def _work(fd: int, request: Mapping[str, Any]) -> None:
     Worker(channel, request["rank"], request["world"]).serve()
 
 
+def _kill(pids: set[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
 def _import_everything() -> None:
     from towpath.progress import quiet_libraries
 
     quiet_libraries()
-    for name in ("towpath.runtime.member", "towpath.runtime.launch", "towpath.rollout.local", "towpath.rollout.pool"):
+    for name in ("towpath.runtime.replica", "towpath.runtime.launch", "towpath.rollout.local", "towpath.rollout.pool"):
         importlib.import_module(name)
 
 
@@ -247,19 +266,26 @@ def main() -> None:
     channel = Channel(connection, 60.0)
     _import_everything()
     channel.send({"ready": os.getpid()})
+    children: set[int] = set()
     while True:
         readable, _, _ = select.select([channel], [], [], 0.2)
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                children.discard(ended[0])
                 with suppress(ChannelClosed):
                     channel.send({"ended": ended[0], "status": ended[1]})
         if not readable:
             continue
         try:
-            request = channel.receive()
+            message = channel.receive()
+            if "kill" in message:
+                _kill(children & set(message["kill"]))
+                channel.send({"killed": True})
+                continue
             _, fds, _, _ = socket.recv_fds(connection, 1, 1)
         except ChannelClosed:
-            return  # workers end with this process
+            os._exit(0)  # workers end with this process
+        request = message["fork"]
         pid = os.fork()
         if pid == 0:
             connection.close()
@@ -268,6 +294,7 @@ def main() -> None:
             finally:
                 os._exit(0)
         os.close(fds[0])
+        children.add(pid)
         channel.send({"forked": pid})
 
 

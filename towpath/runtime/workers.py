@@ -5,39 +5,53 @@ Nothing waits without a limit: a worker that sends no heartbeat, or makes no pro
 
 import os
 import selectors
-import signal
-import socket
-import subprocess
-import sys
 import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
 
 from towpath import errors
-from towpath.errors import ResourceError, TowpathError
+from towpath.errors import TowpathError, WorkerLost
 from towpath.progress import print_note
 from towpath.runtime.channel import Channel, ChannelClosed, Frame
+from towpath.runtime.processes import Processes
 from towpath.runtime.wire import MessageError
 from towpath.store.publish import fault_point
 
-START_SECONDS = 300.0
-"""Time in which a worker process must have imported its libraries."""
 PROGRESS_FACTOR = 10.0
 """Times the heartbeat's limit that a verb may take without progress."""
 SLOWER = 5.0
 """Times as long as its slowest success that a verb may take, where that is more."""
 
 
-class WorkerLost(ResourceError):
-    """A worker ended, hangs, or answers nonsense: the whole group is ended, and the stage resumes with a new one."""
+class Launcher(Protocol):
+    """Starts worker processes somewhere, and ends them."""
+
+    address: str
+    """Of this process, as workers reach it."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether what holds the workers still runs."""
+        ...
+
+    def start(self, devices: Sequence[str], threads: int, timeout: float) -> list[Channel]:
+        """Start a worker for each device; connections to them in order of rank."""
+        ...
+
+    def why_ended(self, rank: int) -> str:
+        """How a worker ended whose connection is closed, such as `was ended by SIGKILL`."""
+        ...
+
+    def end(self) -> None:
+        """End all workers, at once and for certain."""
+        ...
 
 
 class WorkerFailed(RuntimeError):
@@ -49,7 +63,7 @@ class WorkerState:
     """One worker, as the monitor shows it."""
 
     rank: int
-    pid: int
+    pid: int = 0
     host: str = ""
     device: str = "cpu"
     verb: str = ""
@@ -62,9 +76,10 @@ class WorkerState:
 
 
 class Workers:
-    """A group of processes on this host, started together and ended together."""
+    """A group of processes, started together and ended together."""
 
-    def __init__(self, devices: Sequence[str], threads: int, timeout: float) -> None:
+    def __init__(self, devices: Sequence[str], threads: int, timeout: float, launcher: Launcher | None = None) -> None:
+        self.launcher = launcher or Processes()
         self.devices = list(devices)
         self.threads = threads
         self.timeout = timeout
@@ -76,9 +91,6 @@ class Workers:
         self._busy = False
         self._dropped: list[int] = []
         """Runtimes of which workers must still let go."""
-        self._server: subprocess.Popen[bytes] | None = None
-        self._server_channel: Channel | None = None
-        self._ended: dict[int, int] = {}
         self._store: Any = None
         self._start()
 
@@ -89,83 +101,41 @@ class Workers:
     @property
     def alive(self) -> bool:
         """Whether the group can be asked."""
-        return self.lost is None and self._server is not None and self._server.poll() is None
+        return self.lost is None and self.launcher.alive
 
     # Beginning and end
 
     def _start(self) -> None:
-        mine, theirs = socket.socketpair()
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        # an import path as this process has it: a checkout that is not installed works, too
-        environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "towpath.runtime.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-        )
-        theirs.close()
-        self._server_channel = Channel(mine, START_SECONDS)
-        self._finalizer = weakref.finalize(self, _end, self._server, self._server_channel, self.channels)
-        self._from_server("ready")
-        for rank in range(self.count):
-            self._fork(rank)
+        self.channels = self.launcher.start(self.devices, self.threads, self.timeout)
+        self.states = [WorkerState(rank, device=device) for rank, device in enumerate(self.devices)]
+        self._finalizer = weakref.finalize(self, self.launcher.end)
         self._connect()
-
-    def _fork(self, rank: int) -> None:
-        assert self._server_channel
-        mine, theirs = socket.socketpair()
-        request = {"rank": rank, "world": self.count, "threads": self.threads, "timeout": self.timeout}
-        self._server_channel.send(request)
-        socket.send_fds(self._server_channel.connection, [b"f"], [theirs.fileno()])
-        theirs.close()
-        self.channels.append(Channel(mine, self.timeout))
-        self.states.append(WorkerState(rank, self._from_server("forked"), device=self.devices[rank]))
-
-    def _from_server(self, key: str) -> Any:
-        """The server's next message of a kind; those on ended workers are remembered."""
-        assert self._server_channel
-        while True:
-            try:
-                message = self._server_channel.receive()
-            except (ChannelClosed, MessageError) as error:
-                fix = "see the messages above; `python -m towpath.runtime.worker` must import torch and transformers"
-                raise ResourceError("worker processes did not start", "they import what this process does", fix) from error
-            if "ended" in message:
-                self._ended[message["ended"]] = message["status"]
-            if key in message:
-                return message[key]
 
     def _connect(self) -> None:
         """Workers meet at a store of this process, and add some numbers, before anything is loaded."""
-        backend = "nccl" if self.devices[0].startswith("cuda") else "gloo"
         port = 0
         if self.count > 1:
-            self._store = dist.TCPStore(
-                "127.0.0.1", 0, None, True, timedelta(seconds=self.timeout), wait_for_workers=False
-            )
+            timeout = timedelta(seconds=self.timeout)
+            self._store = dist.TCPStore(self.launcher.address, 0, None, True, timeout, wait_for_workers=False)
             port = self._store.port
-        prefix = uuid.uuid4().hex
-        arguments = [
-            {
-                "backend": backend,
-                "address": "127.0.0.1",
-                "port": port,
-                "prefix": prefix,
-                "device": device,
-                # collectives must not give up before this process has named who is missing
-                "timeout": 3600.0,
-            }
-            for device in self.devices
-        ]
-        for state, host in zip(self.states, self.ask("connect", arguments), strict=True):
+        shared = {
+            "backend": "nccl" if self.devices[0].startswith("cuda") else "gloo",
+            "address": self.launcher.address,
+            "port": port,
+            "prefix": uuid.uuid4().hex,
+            # collectives must not give up before this process has named who is missing
+            "timeout": 3600.0,
+        }
+        arguments = [{**shared, "device": device} for device in self.devices]
+        for state, (host, pid) in zip(self.states, self.ask("connect", arguments), strict=True):
             state.host = host
+            state.pid = pid
 
     def close(self) -> None:
-        """End all workers at once; SIGKILL also ends one that is stopped."""
-        for state in self.states:
-            with suppress(ProcessLookupError):
-                os.kill(state.pid, signal.SIGKILL)
+        """End all workers at once, also those that are stopped."""
         self._finalizer()
+        for channel in self.channels:
+            channel.close()
 
     # Messages
 
@@ -210,10 +180,7 @@ class Workers:
             self.ask("drop", [{"runtimes": dropped}] * self.count)
 
     def ask_idle(
-        self,
-        verb: str,
-        arguments: Sequence[Mapping[str, Any]],
-        count: Callable[[int], None] = lambda units: None,
+        self, verb: str, arguments: Sequence[Mapping[str, Any]], count: Callable[[int], None] = lambda units: None
     ) -> Iterator[tuple[int, Any]]:
         """Messages in their order, each to whichever worker is idle; (number, reply) as they come."""
         self._require_alive()
@@ -246,7 +213,7 @@ class Workers:
         try:
             self.channels[rank].send_frame(frame)
         except ChannelClosed:
-            self._lose(rank, verb, self._why_closed(rank))
+            self._lose(rank, verb, self.launcher.why_ended(rank))
 
     def _replies(self, waiting: set[int], verb: str, count: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
         """(rank, reply) of the workers in `waiting`, to which more may be added between two replies."""
@@ -279,7 +246,7 @@ class Workers:
         try:
             message = self.channels[rank].receive()
         except ChannelClosed:
-            self._lose(rank, verb, self._why_closed(rank))
+            self._lose(rank, verb, self.launcher.why_ended(rank))
         except MessageError as error:
             self._lose(rank, verb, f"answered with {error}")
         if not isinstance(message, dict):
@@ -324,28 +291,7 @@ class Workers:
         self.close()
         return error
 
-    def _why_closed(self, rank: int) -> str:
-        """How a process ended, as the server that forked it says."""
-        assert self._server_channel
-        pid = self.states[rank].pid
-        deadline = time.monotonic() + 2.0
-        with suppress(ResourceError):
-            while pid not in self._ended and time.monotonic() < deadline:
-                readable = selectors.DefaultSelector()
-                readable.register(self._server_channel, selectors.EVENT_READ)
-                if readable.select(0.1):
-                    self._from_server("ended")
-                readable.close()
-        status = self._ended.get(pid)
-        if status is None:
-            return "closed its connection"
-        if os.WIFSIGNALED(status):
-            name = signal.Signals(os.WTERMSIG(status)).name
-            hint = "; the system does that where memory runs out" if name == "SIGKILL" else ""
-            return f"was ended by {name}{hint}"
-        return f"ended with exit code {os.waitstatus_to_exitcode(status)}"
-
-    def _lose(self, rank: int, verb: str, why: str) -> Any:
+    def _lose(self, rank: int, verb: str, why: str) -> NoReturn:
         state = self.states[rank]
         where = f"worker {rank + 1} of {self.count} ({state.host or 'starting'}, {state.device}, process {state.pid})"
         stack = "\n  last seen at:\n" + "\n".join(state.stack) if state.stack else ""
@@ -369,17 +315,6 @@ class Workers:
             return kind(*described["parts"])
         where = f"worker {rank + 1} of {self.count} ({state.host}, {state.device})"
         return WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
-
-
-def _end(server: "subprocess.Popen[bytes]", channel: Channel, channels: list[Channel]) -> None:
-    """Close all connections, with which the processes end; do not wait for them long."""
-    for each in (*channels, channel):
-        each.close()
-    try:
-        server.wait(5.0)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
 
 
 _shared: dict[tuple[Any, ...], Workers] = {}

@@ -14,15 +14,20 @@ from towpath.runtime.contract import Handle
 from towpath.runtime.local import Local
 
 
-class Member(Local):
+class Replica(Local):
     """`Local` on some of the rows. Whatever trains is the same on all workers after each step."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this worker, from 0."""
+        return dist.get_rank() if dist.is_initialized() else 0
 
     def digest(self) -> str:
         """A hash of all that trains, which must be the same on all workers."""
         content = hashlib.sha256()
         for key, tensor in self.snapshot().items():
             content.update(key.encode())
-            content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return content.hexdigest()
 
     def step(self, rate: float, max_grad_norm: float) -> float:
@@ -66,7 +71,7 @@ class Member(Local):
         for sums in ridge.sums:
             dist.all_reduce(sums)
         if dist.get_rank() == 0:
-            ridge.solve(judged=candidates is not None)
+            ridge.solve(choose=candidates is not None)
         for parameter in (ridge.head.weight, ridge.head.bias):
             dist.broadcast(parameter.data, 0)
 
