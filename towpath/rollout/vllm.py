@@ -21,7 +21,6 @@ from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
 from towpath.rollout.vllm_client import START_FACTOR, EngineLost, VllmClient
 from towpath.rollout.vllm_environment import engine_python
 from towpath.rollout.vllm_process.frames import Arrays
-from towpath.rollout.vllm_process.tensors import Fingerprint
 from towpath.rollout.weight_sync import Probe, SyncReport, WeightSync
 from towpath.runtime.contract import WeightSource
 from towpath.runtime.weight_source import plain_source
@@ -84,8 +83,8 @@ class VllmEngine:
         self._probe: Probe | None = None
         self._source: WeightSource | None = None
         self._version = 0
-        self._sent: dict[str, Fingerprint] = {}
-        """What the process served that was lost last."""
+        self._sent: dict[str, int] = {}
+        """Checksums of what the process served that was lost last."""
         self._restarts_left = 0
 
     @property
@@ -155,7 +154,7 @@ class VllmEngine:
 
     def _synchronise(self, source: WeightSource, version: int) -> None:
         """Send weights and compare what serves then with the trainer's."""
-        before = self._sync.sent if self._sync else {}
+        before = self._sync.checksums if self._sync else {}
         if self._sync is None:
             self._start(source)
         assert self._sync and self._probe
@@ -164,7 +163,7 @@ class VllmEngine:
         requests = [SampleRequest(prompt, Decoding(), np.array([0.5])) for prompt in self._probe.prompts]
         outputs = self._sample(requests, range(len(requests)), True, None, {})
         answers = [outputs[i] for i in range(len(requests))]
-        changed = bool(before) and self._sync.sent != before
+        changed = bool(before) and self._sync.checksums != before
         self._probe.verify(source, answers, changed, (self._version, version))
         self._source = source
         self._version = version
@@ -175,7 +174,7 @@ class VllmEngine:
         sent = self._sent
         self._synchronise(self._source, self._version)
         assert self._sync
-        if self._sync.sent != sent:
+        if self._sync.checksums != sent:
             raise ResourceError(
                 f"vLLM was lost, and the trainer's weights are no longer version {self._version}",
                 "a rollout is sampled from one version of the weights",
@@ -185,7 +184,7 @@ class VllmEngine:
     def _end(self) -> None:
         """End the process, and remember what it served."""
         if self._sync is not None:
-            self._sent = self._sync.sent
+            self._sent = self._sync.checksums
             self._sync = None
         if self.client is not None:
             self.client.end()

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from towpath.errors import ResourceError
 from towpath.progress import print_note
 from towpath.rollout.engine import SampleOutput
 from towpath.rollout.vllm_client import VllmClient
-from towpath.rollout.vllm_process.tensors import CHUNK, Fingerprint, describe, fingerprint, padded
+from towpath.rollout.vllm_process.tensors import CHUNK, Fingerprint, checksum, describe, fingerprint, padded
 from towpath.rollout.weight_transport import Transport, candidates
 from towpath.runtime.contract import WeightSource
 
@@ -44,6 +44,22 @@ class SyncReport:
     """Weights that were read back."""
 
 
+@dataclass
+class Sent:
+    """What was sent in one update."""
+
+    wanted: frozenset[str] | None
+    """Tensors that have fingerprints besides checksums; None for all."""
+    checksums: dict[str, int] = field(default_factory=dict)
+    prints: dict[str, Fingerprint] = field(default_factory=dict)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Note a tensor."""
+        self.checksums[name] = checksum(tensor)
+        if self.wanted is None or name in self.wanted:
+            self.prints[name] = fingerprint(tensor)
+
+
 class WeightSync:
     """Updates of one engine's weights; knows what it sent last."""
 
@@ -53,32 +69,34 @@ class WeightSync:
         self.folder = folder
         self.wanted = transport
         self.transport: Transport | None = None
-        self.sent: dict[str, Fingerprint] = {}
+        self.checksums: dict[str, int] = {}
         """Of every tensor of the last update."""
         self.version = 0
         self._served: dict[str, Fingerprint] = {}
-        self._readable: list[str] = []
+        self._parts: dict[str, list[str]] = {}
+        """Readable weights, and the tensors that each is made of; empty before the first update."""
 
     def update(self, source: WeightSource, version: int) -> SyncReport:
         """Send all weights, and compare what came and what serves now."""
         started = time.monotonic()
         if self.transport is None:
             self.transport = self._connect(next(source.tensors())[1].device)
-        sent: dict[str, Fingerprint] = {}
+        names = self._spread(version)
+        sent = Sent(frozenset(part for name in names for part in self._parts[name]) if self._parts else None)
         self.client.ask({"do": "begin"})
         try:
             for chunk, size in self._chunks(self.transport, source, sent):
-                self._send(self.transport, chunk, size, sent)
+                self._send(self.transport, chunk, size, sent.checksums)
         finally:
             self.transport.release()
         finished, _ = self.client.ask({"do": "finish", "version": version})
         if finished["finished"] != version:
             raise stale(finished["finished"], version)
-        checked = self._verify(sent, version)
-        self.sent = sent
+        checked = self._verify(sent, version, names if self._parts else None)
+        self.checksums = sent.checksums
         self.version = version
         seconds = time.monotonic() - started
-        return SyncReport(version, len(sent), source.size, seconds, self.transport.name, checked)
+        return SyncReport(version, len(sent.checksums), source.size, seconds, self.transport.name, checked)
 
     def _connect(self, device: torch.device) -> Transport:
         """The first transport that moves 64 KiB, said in one line."""
@@ -108,7 +126,7 @@ class WeightSync:
             reply, _ = self.client.receive(f"64 KiB by {transport.name}")
             if "refused" in reply:
                 return reply["refused"]
-            same = all(_same(tuple(there), fingerprint(buffer)) for there in reply["answer"])
+            same = all(there == checksum(buffer) for there in reply["answer"])
             return "" if same else "other bytes came"
         except (OSError, RuntimeError) as error:
             return f"{type(error).__name__}: {error}"
@@ -116,10 +134,10 @@ class WeightSync:
             transport.release()
 
     def _chunks(
-        self, transport: Transport, source: WeightSource, sent: dict[str, Fingerprint]
+        self, transport: Transport, source: WeightSource, sent: Sent
     ) -> Iterator[tuple[list[dict[str, Any]], int]]:
         """Descriptions of tensors that lie in the transport's buffer, and their bytes; each is copied as it comes."""
-        largest = min(CHUNK, _room(source))
+        largest = min(CHUNK, source.size + 2**20)
         chunk: list[dict[str, Any]] = []
         end = 0
         for name, tensor in source.tensors():
@@ -130,66 +148,61 @@ class WeightSync:
                 end = 0
             buffer = transport.buffer(max(largest, size))
             _copy_to(buffer[end : end + size], tensor)
-            sent[name] = fingerprint(tensor)
+            sent.add(name, tensor)
             chunk.append(describe(name, tensor, end))
             end += size
         if chunk:
             yield chunk, end
 
-    def _send(
-        self, transport: Transport, chunk: list[dict[str, Any]], size: int, sent: Mapping[str, Fingerprint]
-    ) -> None:
-        """One chunk, acknowledged by the fingerprints of what came."""
+    def _send(self, transport: Transport, chunk: list[dict[str, Any]], size: int, checksums: Mapping[str, int]) -> None:
+        """One chunk, acknowledged by the checksums of what came."""
         self.client.send({"do": "update", "size": size, "source": transport.source(size), "tensors": chunk})
         transport.send(size)
         _, arrays = self.client.receive("a weight update")
-        for received in arrays["fingerprints"]:
-            expected = [sent[one["name"]] for one in chunk]
-            wrong = _first_difference(received, expected)
-            if wrong is None:
-                continue
-            name = chunk[wrong]["name"]
-            if len(received) != len(expected):
-                raise _corrupt(f"{len(received)} of {len(expected)} tensors came; the first that is missing is {name}")
-            raise _corrupt(f"{name} came with other values")
+        names = [one["name"] for one in chunk]
+        for received in arrays["checksums"].tolist():
+            wrong = next((i for i, name in enumerate(names) if checksums[name] not in received[i : i + 1]), None)
+            if len(received) != len(names):
+                missing = names[len(received) if wrong is None else wrong]
+                raise _corrupt(f"{len(received)} of {len(names)} tensors came; the first that is missing is {missing}")
+            if wrong is not None:
+                raise _corrupt(f"{names[wrong]} came with other values")
 
-    def _verify(self, sent: Mapping[str, Fingerprint], version: int) -> int:
+    def _verify(self, sent: Sent, version: int, names: list[str] | None) -> int:
         """Read back version, count and weights; how many were compared."""
-        names = self._spread(version) if self._readable else None
         reply, _ = self.client.ask({"do": "verify", "names": names})
         if reply["version"] != version:
             raise stale(reply["version"], version)
-        if reply["count"] != len(sent):
-            raise _corrupt(f"{reply['count']} of {len(sent)} tensors were loaded")
-        named: dict[str, list[str]] = reply["ranks"][0]["parts"]
-        parts = {name: names for name, names in named.items() if all(part in sent for part in names)}
-        missing = [name for name in reply["ranks"][0]["missing"] if name in parts]
+        if reply["count"] != len(sent.checksums):
+            raise _corrupt(f"{reply['count']} of {len(sent.checksums)} tensors were loaded")
+        first = reply["ranks"][0]
+        parts = {name: p for name, p in first["parts"].items() if all(part in sent.checksums for part in p)}
+        missing = [name for name in first["missing"] if name in parts]
         if missing:
             raise _corrupt(f"{len(missing)} weights were not loaded; the first is {missing[0]}")
-        self._readable = [name for name in reply["ranks"][0]["readable"] if name in parts]
-        prints: dict[str, list[Fingerprint]] = {
-            name: [tuple(rank["prints"][name]) for rank in reply["ranks"]] for name in reply["ranks"][0]["prints"]
-        }
-        checked = {name: serves for name, serves in prints.items() if name in parts}
-        wrong = [name for name in checked if not _serves(checked[name], [sent[part] for part in parts[name]])]
+        self._parts = {name: parts[name] for name in first["readable"] if name in parts}
+        serves = {name: [tuple(rank["prints"][name]) for rank in reply["ranks"]] for name in first["prints"]}
+        serves = {name: ranks for name, ranks in serves.items() if name in parts}
+        wrong = [name for name, ranks in serves.items() if not _serves(ranks, [sent.prints[p] for p in parts[name]])]
         if wrong:
-            old = all(_same(checked[name][0], self._served.get(name, (math.nan, math.nan))) for name in wrong)
+            old = all(_same(serves[name][0], self._served.get(name, (math.nan, math.nan))) for name in wrong)
             raise stale(self.version, version) if old else _corrupt(f"{wrong[0]} serves with other values")
-        self._served |= {name: serves[0] for name, serves in checked.items()}
-        return len(checked)
+        self._served |= {name: ranks[0] for name, ranks in serves.items()}
+        return len(serves)
 
     def _spread(self, version: int) -> list[str]:
-        """Some names, others at each version."""
-        step = max(1, len(self._readable) // CHECKED)
-        return self._readable[version % step :: step][:CHECKED]
+        """Some readable weights, others at each version."""
+        readable = list(self._parts)
+        step = max(1, len(readable) // CHECKED)
+        return readable[version % step :: step][:CHECKED]
 
 
 class Probe:
     """Prompts whose likeliest next token has the same log-probability in the engine and in the trainer."""
 
     def __init__(self, vocabulary: int) -> None:
-        ids = [(7919 * i + 104729) % vocabulary for i in range(1, 33)]
-        self.prompts = [ids[:length] for length in range(2, 33, 2)]
+        ids = [(7919 * i + 104729) % vocabulary for i in range(1, 25)]
+        self.prompts = [ids[:length] for length in (1, 2, 3, 5, 8, 12, 16, 24)]
         self._last: tuple[list[int], list[float]] | None = None
 
     def verify(
@@ -227,22 +240,9 @@ def _copy_to(room: Tensor, tensor: Tensor) -> None:
     room[:size].view(tensor.dtype).copy_(tensor.reshape(-1))
 
 
-def _room(source: WeightSource) -> int:
-    """Bytes that all weights take at most, for a model smaller than a chunk."""
-    return source.size + 2**20
-
-
 def _same(a: Fingerprint, b: Fingerprint) -> bool:
     total = TOLERANCE * (1 + math.sqrt(abs(b[1])))
     return abs(a[0] - b[0]) <= total and abs(a[1] - b[1]) <= TOLERANCE * (1 + abs(b[1]))
-
-
-def _first_difference(received: np.ndarray, expected: Sequence[Fingerprint]) -> int | None:
-    """The first tensor that is not as expected."""
-    for i, there in enumerate(expected):
-        if i >= len(received) or not _same((float(received[i, 0]), float(received[i, 1])), there):
-            return i
-    return None
 
 
 def _serves(ranks: Sequence[Fingerprint], parts: Sequence[Fingerprint]) -> bool:

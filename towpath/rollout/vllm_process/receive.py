@@ -46,8 +46,8 @@ class Receiver(WeightTransferEngine):
         self.info = InitInfo("shm", {})
         self.group: Any = None
         self.buffers: dict[str, torch.Tensor] = {}
-        self.received: list[tensors.Fingerprint] = []
-        """Of the last chunk."""
+        self.received: list[int] = []
+        """Checksums of the last chunk."""
         self.loaded: set[str] = set()
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
@@ -85,7 +85,7 @@ class Receiver(WeightTransferEngine):
             named[len(named) // 2][1].view(-1)[0] += 1
         if "skip" in update_info.faults:
             named.pop(len(named) // 2)
-        self.received = [tensors.fingerprint(tensor) for _, tensor in named]
+        self.received = [tensors.checksum(tensor) for _, tensor in named]
         if "stale" in update_info.faults:
             self.loaded |= dict(self.model.named_parameters()).keys()
         else:
@@ -102,9 +102,11 @@ class Receiver(WeightTransferEngine):
             if key not in self.buffers:
                 self.buffers[key] = network.open_handle(source, self.device)
             return self.buffers[key][:size]
-        with Path(source["file"]).open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-        return torch.frombuffer(mapped, dtype=torch.uint8)
+        key = source["file"]
+        if key not in self.buffers:
+            with Path(key).open("r+b") as file:
+                self.buffers[key] = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.uint8)
+        return self.buffers[key][:size]
 
     def shutdown(self) -> None:
         """Let go of buffers and of the connection."""
@@ -121,12 +123,12 @@ class Extension:
         uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
         return {"type": device.type, "uuid": uuid, "host": os.uname().nodename}
 
-    def towpath_try(self, size: int, source: dict[str, Any]) -> tensors.Fingerprint:
-        """The fingerprint of bytes that came, for a test of the transport."""
-        return tensors.fingerprint(self.weight_transfer_engine.open(size, source))
+    def towpath_try(self, size: int, source: dict[str, Any]) -> int:
+        """The checksum of bytes that came, for a test of the transport."""
+        return tensors.checksum(self.weight_transfer_engine.open(size, source))
 
-    def towpath_received(self) -> list[tensors.Fingerprint]:
-        """Fingerprints of the tensors of the last chunk."""
+    def towpath_received(self) -> list[int]:
+        """Checksums of the tensors of the last chunk."""
         return self.weight_transfer_engine.received
 
     def towpath_fingerprints(self, names: list[str] | None) -> dict[str, Any]:

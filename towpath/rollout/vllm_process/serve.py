@@ -95,7 +95,7 @@ class Server:
         self._attempt("init_weight_transfer_engine", {"init_info": info})
 
     def attempt(self, _arrays: frames.Arrays, size: int, source: dict[str, Any]) -> None:
-        """The fingerprint of a few bytes that came by the transport, from each worker."""
+        """The checksum of a few bytes that came by the transport, from each worker."""
         self._attempt("towpath_try", {"size": size, "source": source})
 
     def _attempt(self, method: str, settings: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class Server:
         self.llm.collective_rpc("update_weights", kwargs={"update_info": info})
         received = self.llm.collective_rpc("towpath_received")
         self.count += len(received[0])
-        self.channel.send({"ranks": len(received)}, {"fingerprints": np.array(received, dtype=np.float64)})
+        self.channel.send({"ranks": len(received)}, {"checksums": np.array(received, dtype=np.int64)})
 
     def finish(self, _arrays: frames.Arrays, version: int) -> None:
         """Finish the weight update; cached keys and values were those of other weights."""
