@@ -253,7 +253,7 @@ sys.stdin.read()
 def channels():
     a, b = socket.socketpair()
     with a, b:
-        yield frames.Channel(a), frames.Channel(b), b
+        yield frames.FrameSocket(a), frames.FrameSocket(b), b
 
 
 def test_frames_keep_arrays(channels):

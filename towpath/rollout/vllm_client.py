@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from towpath.errors import RecipeError, ResourceError
-from towpath.rollout.vllm_process.frames import Arrays, Channel, FrameError
+from towpath.rollout.vllm_process.frames import Arrays, FrameError, FrameSocket
 
 SERVE = Path(__file__).with_name("vllm_process") / "serve.py"
 LAST_LINES = 6
@@ -40,7 +40,7 @@ class VllmClient:
             except BaseException:
                 ours.close()
                 raise
-        self.channel = Channel(ours)
+        self.channel = FrameSocket(ours)
         self._end = weakref.finalize(self, _end, self.process, ours)
 
     def ask(

@@ -22,7 +22,7 @@ class FrameError(Exception):
     """Bytes that are no frame, or half of one."""
 
 
-class Channel:
+class FrameSocket:
     """Sends and receives frames; a limit is the longest silence in seconds, None for no limit."""
 
     def __init__(self, sock: socket.socket) -> None:

@@ -37,7 +37,7 @@ def fault(name: str) -> bool:
 class Server:
     """One engine, and the version of its weights."""
 
-    def __init__(self, channel: frames.Channel) -> None:
+    def __init__(self, channel: frames.FrameSocket) -> None:
         self.channel = channel
         self.llm: Any = None
         self.settings: dict[str, Any] = {}
@@ -267,7 +267,7 @@ def _end_with(parent: int, with_thread: bool) -> None:
 def main() -> None:
     descriptor, parent, with_thread = (int(word) for word in sys.argv[1:4])
     _end_with(parent, bool(with_thread))
-    channel = frames.Channel(socket.socket(fileno=descriptor))
+    channel = frames.FrameSocket(socket.socket(fileno=descriptor))
     try:
         Server(channel).serve()
     except Exception as error:
