@@ -4,6 +4,9 @@ steps over lists of weights, one copy a pass."""
 import copy
 import importlib
 import itertools
+import json
+import sys
+import types
 
 import families
 import numpy as np
@@ -12,17 +15,23 @@ import torch
 import transformers
 from families import SUPPORTED, Family
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from towpath.algos.contract import add, means, to_floats
 from towpath.data.batch import Batch, Row
-from towpath.models import foreach, heads, varlen
+from towpath.errors import ResourceError
+from towpath.models import attention_choice, foreach, fused, heads, pass_memory, varlen
 from towpath.models.cpu import plain, split_bf16
 from towpath.models.cpu.optimizer import AdamW
 from towpath.models.cpu.plain import AdamWStep
 from towpath.models.head import has_plain_logits
-from towpath.recipe import Lora, Policy, Reward, Sft
+from towpath.models.pass_memory import ModelShape
+from towpath.recipe import Lora, Policy, Recipe, Reward, Sft
+from towpath.recipe.reader import check
+from towpath.run import gpu_checks
 from towpath.runtime import local as local_module
-from towpath.runtime import transfer
+from towpath.runtime import memory_plan, process, transfer
+from towpath.runtime.contract import RoleSpec
 from towpath.runtime.local import Local, Role
 
 DRAW = np.random.default_rng(5)
@@ -189,7 +198,7 @@ def test_rows_without_padding_conform_to_plain_transformers(family: Family, tmp_
 
 
 class Probe(torch.autograd.Function):
-    """Notes in its backward pass whether sums in a fixed order are asked for."""
+    """Notes in its backward pass whether sums in a fixed order are requested."""
 
     modes: list[int] = []  # noqa: RUF012
 
@@ -320,3 +329,159 @@ def test_frozen_layers_below_are_cached_for_rows_without_padding(tiny):
         scores.append(runtime.score("policy", batch, ("logp",)).logp_BT)
     assert torch.equal(scores[0] != 0, scores[1] != 0)
     torch.testing.assert_close(*scores)
+
+
+GIB = 2**30
+QWEN3_06B = ModelShape(layers=28, width=1024, inner=3072, queries=2048, keys=1024, vocabulary=151_936)
+QWEN3_4B = ModelShape(layers=36, width=2560, inner=9728, queries=4096, keys=1024, vocabulary=151_936)
+
+
+def test_tokens_of_a_pass_follow_from_the_memory():
+    fits = pass_memory.tokens_that_fit
+    assert fits(130 * GIB, QWEN3_06B) == pass_memory.MOST
+    assert 8192 <= fits(120 * GIB, QWEN3_4B) < fits(120 * GIB, QWEN3_4B, checkpointing=True)
+    assert fits(60 * GIB, QWEN3_4B) < fits(120 * GIB, QWEN3_4B)
+    assert fits(40 * GIB, QWEN3_06B, head_trains=True) < fits(40 * GIB, QWEN3_06B)
+    assert fits(40 * GIB, QWEN3_4B) < fits(40 * GIB, QWEN3_4B, trains=False)
+    assert fits(GIB, QWEN3_4B) == fits(-GIB, QWEN3_4B) == pass_memory.LEAST
+    assert fits(100 * GIB, QWEN3_4B) % 1024 == 0
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("family", ["LlamaConfig", "Qwen3Config"])
+def test_memory_of_a_token_is_what_autograd_saves(family, lora):
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "head_dim": 32, "num_key_value_heads": 2, "vocab_size": 500}
+    config = getattr(transformers, family)(num_hidden_layers=4, num_attention_heads=4, **sizes)
+    attention_choice.register()
+    config._attn_implementation = varlen.NAME
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=varlen.NAME).eval()
+    runtime = opened(model, importlib.import_module("towpath.algos.sft"), varlen.NAME, lora)
+    runtime.tokens_per_pass = 10**6
+    batch = Batch([Row(DRAW.integers(3, 250, 100), 50) for _ in range(8)])
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved = {}
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = runtime._forward("policy", batch, ("logp",))
+    assert out.logp_BT.requires_grad
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / 800
+    counted = pass_memory.token_bytes(ModelShape.of_config(config), True, not lora, False)
+    assert 0.6 * counted < measured < 1.1 * counted, (measured, counted)
+
+
+def test_runtime_plans_its_passes_by_the_free_memory(tiny_folder, monkeypatch):
+    """Free memory is a GPU's; here the plan is made as for one."""
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda _device: 2 * GIB)
+    plan = memory_plan.tokens_per_pass
+
+    def on_a_gpu(trunks, trained, copies, checkpointing, _device):
+        assert copies == 2 * sum(
+            weight.numel() for trunk in trunks.values() for weight in trunk.parameters()
+        ) - 2 * sum(weight.numel() for weight in trained)
+        return plan(trunks, trained, copies, checkpointing, torch.device("cuda"))
+
+    runtime = Local("auto", dtype=torch.bfloat16)
+    assert runtime.tokens_per_pass == 1024
+    runtime.open({"reference": RoleSpec(tiny_folder)})
+    assert runtime.tokens_per_pass == 1024
+    monkeypatch.setattr(memory_plan, "tokens_per_pass", on_a_gpu)
+    runtime.open({"policy": RoleSpec(tiny_folder, Lora(), learning_rate=1e-3)})
+    assert runtime.tokens_per_pass > 8192
+    runtime._halve(Batch([Row(DRAW.integers(3, 250, 100), 50) for _ in range(800)]))
+    halved = runtime.tokens_per_pass
+    runtime.open({"reward": RoleSpec(tiny_folder, Lora(), head="scalar")})
+    assert runtime.tokens_per_pass == halved, "what ran out of memory is not tried again"
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_within_a_pass_halves_it_and_gives_the_same_gradient(where, tiny, capsys):
+    """A layer raises torch's own error for passes of more than 60 tokens, as a GPU would."""
+    algo, config, _ = prepared("sft")
+    batch = Batch([Row(DRAW.integers(3, 250, 25), 5) for _ in range(9)])
+    grads = []
+    for limit in (10**6, 60):
+        model = copy.deepcopy(tiny).double()
+        runtime = opened(model, algo, varlen.NAME, lora=False)
+        runtime.tokens_per_pass = 1000
+
+        def check(x, limit=limit):
+            if x.shape[1] > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        def watch(_layer, _inputs, output, check=check):
+            if where == "forward":
+                check(output)
+            elif output.requires_grad:
+                output.register_hook(check)
+
+        model.model.layers[1].register_forward_hook(watch)
+        loss = lambda out, part: algo.loss(out, part, config, KNOBS)  # noqa: E731
+        metrics = runtime.forward_backward(algo.TRAINS, batch, loss, algo.weigh(batch, config))
+        grads.append((metrics["loss"], {key: w.grad for key, w in runtime.trained().items() if w.grad is not None}))
+        assert runtime.tokens_per_pass == 1000 if limit > 60 else runtime.tokens_per_pass < 60
+    assert "set model.tokens_per_pass = " in capsys.readouterr().err
+    assert grads[0][0] == pytest.approx(grads[1][0], rel=1e-12)
+    for key, grad in grads[0][1].items():
+        torch.testing.assert_close(grads[1][1][key], grad, atol=1e-12, rtol=1e-9)
+
+
+def test_attention_follows_from_device_model_and_precision(tmp_path, monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    config = {"num_attention_heads": 4, "hidden_size": 256}
+
+    def auto(device=cuda, dtype=torch.bfloat16, **more):
+        (tmp_path / "config.json").write_text(json.dumps(config | more))
+        return attention_choice.resolve("auto", str(tmp_path), dtype, device)
+
+    capability = (9, 0)
+    assert auto() == varlen.NAME
+    assert auto(torch.device("cpu")) == auto(dtype=torch.float32) == "grouped"
+    assert auto(attn_logit_softcapping=50.0) == auto(model_type="gpt_oss") == auto(kv_lora_rank=16) == "grouped"
+    assert auto(head_dim=288) == auto(head_dim=20) == "grouped" and auto(head_dim=128) == varlen.NAME
+    assert attention_choice.resolve("eager", str(tmp_path), torch.bfloat16, cuda) == "eager"
+    capability = (7, 5)
+    assert auto() == "grouped"
+
+
+def test_rows_of_the_head_suit_the_device():
+    assert pass_memory.head_rows(True, 151_936) == 256
+    assert pass_memory.head_rows(False, 151_936) == 4096 and pass_memory.head_rows(False, 49_152) == 8192
+
+
+def test_liger_is_asked_for_norms_and_activations_only(tiny, monkeypatch):
+    calls = []
+    package = types.ModuleType("liger_kernel.transformers")
+    package._apply_liger_kernel_to_instance = lambda **settings: calls.append(settings)
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", package)
+    fused.apply(tiny, "auto")
+    assert not calls
+    fused.apply(tiny, "liger")
+    (settings,) = calls
+    assert settings.pop("model") is tiny
+    assert {name for name, on in settings.items() if on} == {"rms_norm", "swiglu"}
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
+    with pytest.raises(ResourceError, match=r"towpath\[gpu\]"):
+        fused.apply(tiny, "liger")
+
+
+def test_check_recommends_vllm_where_there_is_a_gpu(monkeypatch):
+    def findings(**settings):
+        return {f.code: f for f in gpu_checks.check_gpu(check(Recipe, settings, "test"))}
+
+    assert findings(model={"device": "cpu"}) == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert findings() == {}
+    assert findings(model={"device": "cuda"})["device"].severity == "error"
+    monkeypatch.setattr(process, "describe_gpu", lambda: "a GPU, 139 GiB")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    slow = findings()["engine-speed"]
+    assert slow.severity == "warning" and "towpath engine install vllm" in slow.remedy and "a GPU" in slow.evidence
+    assert "engine-speed" not in findings(engine={"type": "vllm"})

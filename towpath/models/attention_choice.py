@@ -24,7 +24,8 @@ def resolve(name: str, folder: str, dtype: torch.dtype, device: torch.device) ->
     """The attention of a recipe for the model of a folder; `auto` is `varlen` where FlashAttention computes it."""
     if name != "auto":
         return name
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
+    is_gpu = device.type == "cuda" and torch.cuda.is_available()
+    if not is_gpu or torch.cuda.get_device_capability(device) < CAPABILITY:
         return attention.NAME
     path = Path(folder) / "config.json"
     config = files.read_json(path) if path.is_file() else {}

@@ -71,6 +71,7 @@ def _parameters() -> frozenset[str]:
     return frozenset(inspect.signature(flash.varlen_attn).parameters)
 
 
+@torch._disable_dynamo  # one kernel already: compiled layers call it as it is
 def _flash(
     q_HTW: Tensor,
     k_KTW: Tensor,

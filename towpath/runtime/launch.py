@@ -7,6 +7,7 @@ from towpath.models.locate import find
 from towpath.recipe import Compile, Model
 from towpath.runtime.contract import Runtime
 from towpath.runtime.local import PACK_WIDTH, Local
+from towpath.runtime.memory_plan import of_classifier
 from towpath.runtime.process import device_named, dtype_named
 
 
@@ -23,6 +24,7 @@ def launch(model: Model, pad: int, packing: bool = True, training: bool = True) 
         model.compile if training else Compile(),
         model.quantize == "4bit" and training,
         model.gradient_checkpointing and training,
+        model.kernels,
     )
 
 
@@ -33,4 +35,5 @@ def launch_classifier(
     name, label = split_label(source)
     device = device_named(model.device)
     dtype = dtype_named(model.dtype, device)
-    return Classifier(find(name, run, key), label, template, dtype, device, model.tokens_per_pass)
+    tokens = of_classifier(model.tokens_per_pass, device)
+    return Classifier(find(name, run, key), label, template, dtype, device, tokens)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from towpath.data.batch import Batch
 from towpath.data.chat import Chat
 from towpath.data.draws import generator
 from towpath.errors import ResourceError
-from towpath.models import base, export, heads, lm
+from towpath.models import base, export, fused, heads, lm
 from towpath.models.adapters import Adapters
 from towpath.models.check_model import can_split_layers
 from towpath.models.cpu import kernels
@@ -34,7 +34,7 @@ from towpath.models.packed_batch import concatenates_rows
 from towpath.models.varlen import determinism_restored
 from towpath.progress import print_note, progress
 from towpath.recipe import Compile
-from towpath.runtime import passes
+from towpath.runtime import memory_plan, passes
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot, WeightSink
 from towpath.runtime.out_of_memory import with_less
 from towpath.runtime.process import memory_in_use, release_memory
@@ -66,7 +66,7 @@ class Local:
 
     def __init__(
         self,
-        tokens_per_pass: int = 1024,
+        tokens_per_pass: int | Literal["auto"] = 1024,
         pack_width: int = PACK_WIDTH,
         pad: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -75,12 +75,14 @@ class Local:
         compile: Compile | None = None,
         quantize: bool = False,
         gradient_checkpointing: bool = False,
+        kernels: str = "auto",
     ) -> None:
         self.trunks: dict[str, Any] = {}
         self.adapters: dict[str, Adapters] = {}
         self.roles: dict[str, Role] = {}
         self.optimizer: AdamW | None = None
-        self.tokens_per_pass = tokens_per_pass
+        self._plans_tokens = tokens_per_pass == "auto"
+        self.tokens_per_pass: int = memory_plan.ON_A_CPU if tokens_per_pass == "auto" else tokens_per_pass
         self.pack_width = pack_width
         self.pad = pad
         self.dtype = dtype
@@ -90,6 +92,7 @@ class Local:
         self._compile = compile or Compile()
         self._quantize = quantize
         self._gradient_checkpointing = gradient_checkpointing
+        self._kernels = kernels
         self._specs: dict[str, RoleSpec] = {}
         self._pads: dict[str, int] = {}
         """Padding tokens of models with a tokenizer of their own, by trunk."""
@@ -118,6 +121,16 @@ class Local:
         if rates:
             config = optimizer or OptimizerConfig()
             self.start(rates, config.eps, config.weight_decay)
+        if self._plans_tokens:
+            self._plan_tokens()
+
+    def _plan_tokens(self) -> None:
+        """As many tokens a pass as the device's memory holds beside the models."""
+        adapted = [adapters for name, adapters in self.adapters.items() if name not in self._plain]
+        copies = sum(adapters.parameter_count * self.dtype.itemsize for adapters in adapted)
+        checkpointing = self._gradient_checkpointing
+        trained = self.trained().values()
+        self.tokens_per_pass = memory_plan.tokens_per_pass(self.trunks, trained, copies, checkpointing, self.device)
 
     def close(self, role: str) -> None:
         """Close a role, and free its model if no other role uses it."""
@@ -180,7 +193,9 @@ class Local:
 
     def _load(self, spec: RoleSpec, dtype: torch.dtype, quantize: bool = False) -> Any:
         pad = self.pad if spec.pad is None else spec.pad
-        return base.load(spec.model, dtype, self._attention, self._device, pad, quantize)
+        model = base.load(spec.model, dtype, self._attention, self._device, pad, quantize)
+        fused.apply(model, self._kernels)
+        return model
 
     def _compile_layers(self, model: Any) -> None:
         if self._compile.on:
@@ -421,6 +436,7 @@ class Local:
                     f"model.tokens_per_pass = {tokens}"
                 )
                 self.tokens_per_pass = tokens
+                self._plans_tokens = False
                 return
         raise _no_memory(batch, "a pass holds all rows of one group at least")
 
