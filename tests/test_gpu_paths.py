@@ -485,3 +485,32 @@ def test_check_recommends_vllm_where_there_is_a_gpu(monkeypatch):
     slow = findings()["engine-speed"]
     assert slow.severity == "warning" and "towpath engine install vllm" in slow.remedy and "a GPU" in slow.evidence
     assert "engine-speed" not in findings(engine={"type": "vllm"})
+
+
+def test_plan_of_passes_counts_optimizer_copies_and_a_head_that_trains(monkeypatch):
+    config = transformers.Qwen3Config(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    with META:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda _device: 40 * GIB)
+    adapter = nn.Parameter(torch.empty(10_000_000, device=META))
+    body = [weight for weight in model.parameters() if weight is not model.get_output_embeddings().weight]
+
+    def plan(trained, copies=0, checkpointing=False):
+        return memory_plan.tokens_per_pass({"base": model}, trained, copies, checkpointing, torch.device("cuda"))
+
+    small = plan([adapter])
+    assert small > plan([adapter], copies=10 * GIB) > plan([adapter], copies=20 * GIB)
+    assert small > plan(body) > plan(list(model.parameters()))
+    per_token = pass_memory.token_bytes(ModelShape.of_config(config), True, False, False)
+    optimizer = sum(weight.numel() for weight in body) * memory_plan.OPTIMIZER_BYTES
+    assert abs((small - plan(body)) * per_token - pass_memory.USED * optimizer) < 1024 * 2 * per_token
+    assert plan([adapter], checkpointing=True) > small
+    assert memory_plan.tokens_per_pass({"base": model}, [adapter], 0, False, torch.device("cpu")) == 1024
