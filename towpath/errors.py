@@ -41,6 +41,10 @@ class ResourceError(TowpathError):
     """Disk, memory or a device is missing or full."""
 
 
+class WorkerLost(ResourceError):
+    """A worker ended, hangs, or answers nonsense: the whole group is ended, and the stage resumes with a new one."""
+
+
 class TrainingError(TowpathError):
     """Training cannot go on: a loss that is not a number, a KL beyond the stop."""
 

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,6 +21,8 @@ _active: list["Progress"] = []
 """Active tasks of this process, the innermost last."""
 _displays: list[Any] = []
 """The open terminal display, if any."""
+_receivers: list[Callable[[str], None]] = []
+"""Where notes go in a worker process, which shows no progress of its own."""
 
 
 class Progress:
@@ -70,10 +72,17 @@ class Progress:
 
 def print_note(line: str) -> None:
     """Print a line for the user during progress, above the bars if there are any."""
-    if _displays:
+    if _receivers:
+        _receivers[-1](line)
+    elif _displays:
         _displays[-1].console.print(strip_control(line), markup=False, highlight=False)
     else:
         print_status(f"  {line}")
+
+
+def redirect(receiver: Callable[[str], None]) -> None:
+    """Send this process's notes to another one, and show no progress here."""
+    _receivers.append(receiver)
 
 
 def quiet_libraries() -> None:
@@ -91,6 +100,9 @@ def progress(title: str, total: int = 0, unit: str = "", start: int = 0) -> Iter
     `total` 0 means unknown: only the elapsed time is shown. `unit` names units that are shown as a percentage. `start`
     units were completed by an earlier process.
     """
+    if _receivers:
+        yield Progress(title, total, unit, start)
+        return
     if not sys.stderr.isatty():
         with _plain_progress(Progress(title, total, unit, start)) as work:
             yield work

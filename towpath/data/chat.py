@@ -59,6 +59,8 @@ class Chat:
 
     def __init__(self, tokenizer: Any, template: str = "model") -> None:
         self.tokenizer = tokenizer
+        self.source = (str(tokenizer.name_or_path), template)
+        """Folder of the tokenizer, and the template as the recipe names it: enough to make the same chat elsewhere."""
         self.template = read_template(tokenizer, template)
         self.template_name = (
             f"{tokenizer.name_or_path or 'the tokenizer'}: chat_template" if template == "model" else template

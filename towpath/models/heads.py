@@ -21,7 +21,7 @@ class ScalarHead(nn.Module):
                 self.weight.normal_(0.0, 1 / math.sqrt(width + 1), generator=draw)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return hidden.float() @ self.weight + self.bias
+        return hidden.to(self.weight.dtype) @ self.weight + self.bias
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def random_feature_mean(states_BTD: Tensor) -> Tensor:
     width = states_BTD.shape[-1]
     projection_DW = random_projection(width, states_BTD.device)
     unit_BTD = torch.nn.functional.rms_norm(states_BTD, (width,)) / math.sqrt(width)
-    return torch.cat([running_mean(states_BTD), (unit_BTD @ projection_DW).relu().cumsum(1)], -1)
+    return torch.cat([running_mean(states_BTD), (unit_BTD @ projection_DW.to(unit_BTD)).relu().cumsum(1)], -1)
 
 
 class RidgeHead:
@@ -77,11 +77,26 @@ class RidgeHead:
             torch.zeros(*size, **kind) for size in ((width, width), (width,), (len(self.RIDGES),))
         )
 
-    @torch.no_grad()
+    @property
+    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All that is stored, which adds up over rows: X'X, X'y, errors of the ridges."""
+        return self.products_EE, self.moments_E, self.errors_R
+
     def learn(self, features_ND: Tensor, target_N: Tensor, keep: float = 1.0) -> None:
         """Score the ridges on new rows before fitting them, decay the sums by `keep`, add the rows, and solve."""
-        candidates_ER = self._solved(self.RIDGES) if self.products_EE[-1, -1] > 0 else None
-        for sums in (self.products_EE, self.moments_E, self.errors_R):
+        candidates_ER = self.candidates()
+        self.add(features_ND, target_N, keep, candidates_ER)
+        self.solve(candidates_ER is not None)
+
+    @torch.no_grad()
+    def candidates(self) -> Tensor | None:
+        """The head that each ridge gives for the rows before [E,R]; None before there are rows."""
+        return self._solved(self.RIDGES) if self.products_EE[-1, -1] > 0 else None
+
+    @torch.no_grad()
+    def add(self, features_ND: Tensor, target_N: Tensor, keep: float, candidates_ER: Tensor | None) -> None:
+        """Decay the sums by `keep`, add rows, and their errors under the candidates."""
+        for sums in self.sums:
             sums.mul_(keep)
         for part_ND, part_N in zip(features_ND.split(ROWS), target_N.double().split(ROWS), strict=True):
             part_NE = torch.cat([part_ND.double(), part_N.new_ones(len(part_N), 1)], 1)
@@ -89,7 +104,11 @@ class RidgeHead:
             self.moments_E.addmv_(part_NE.T, part_N)
             if candidates_ER is not None:
                 self.errors_R += (part_N[:, None] - part_NE @ candidates_ER).square().sum(0)
-        best = self.RIDGES[int(self.errors_R.argmin())] if candidates_ER is not None else 1.0
+
+    @torch.no_grad()
+    def solve(self, choose: bool) -> None:
+        """Set the head to that of the best ridge, or of ridge 1 where no errors are known."""
+        best = self.RIDGES[int(self.errors_R.argmin())] if choose else 1.0
         solved_E = self._solved((best,))[:, 0]
         self.head.weight.copy_(solved_E[:-1])
         self.head.bias.copy_(solved_E[-1])

@@ -1,5 +1,6 @@
 """The recipe of a run: one file for each table."""
 
+from towpath.recipe.cluster import Cluster
 from towpath.recipe.data import Data
 from towpath.recipe.engine import EngineConfig
 from towpath.recipe.evaluate import Evaluate, Gate, Gates
@@ -14,6 +15,7 @@ from towpath.recipe.sft import Sft
 
 __all__ = [
     "ALGORITHM_DEFAULTS",
+    "Cluster",
     "Compile",
     "Data",
     "Decoding",

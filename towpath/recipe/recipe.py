@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from towpath.errors import RecipeError
 from towpath.recipe import aliases
+from towpath.recipe.cluster import Cluster
 from towpath.recipe.data import Data
 from towpath.recipe.engine import EngineConfig
 from towpath.recipe.evaluate import Evaluate, Gates
@@ -38,6 +39,7 @@ class Recipe(Section):
     seed: int = value(0, "seed of all random draws", ge=0)
     rounds: int = value(1, "rounds of sampling, labelling, reward modelling and policy optimization", "1-3", ge=1)
     model: Model = value(Model(), "the base model")
+    cluster: Cluster = value(Cluster(), "processes and devices")
     engine: EngineConfig = value(EngineConfig(), "sampling engine")
     store: Ledger = value(Ledger(), "where labels are stored")
     data: Data = value(Data(), "prompts and demonstrations")

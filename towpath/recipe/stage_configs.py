@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
+from towpath.recipe.cluster import Cluster
 from towpath.recipe.data import Data
 from towpath.recipe.engine import EngineConfig
 from towpath.recipe.evaluate import Evaluate, Gates
@@ -23,6 +24,7 @@ class StageConfig:
 
     seed: int
     model: Model
+    cluster: Cluster
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:

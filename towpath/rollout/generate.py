@@ -9,11 +9,17 @@ from towpath.errors import ResourceError
 from towpath.progress import print_note, progress
 from towpath.recipe import EngineConfig
 from towpath.rollout.engine import Engine, SampleOutput, SampleRequest, engine_module
+from towpath.rollout.pool import Pool
+from towpath.runtime.contract import Runtime
+from towpath.runtime.group import Group
 from towpath.runtime.out_of_memory import with_less
 
 
-def load_engine(section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> Engine:
-    """The engine that a recipe names, for rows of at most so many tokens; weights come by `Runtime.publish`."""
+def load_engine(runtime: Runtime, section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> Engine:
+    """The engine that a recipe names, in this process or in each worker of the runtime, for rows of at most so many
+    tokens; weights come by `Runtime.publish`."""
+    if isinstance(runtime, Group):
+        return Pool(runtime, section, chat, folder, max_tokens)
     return importlib.import_module(engine_module(section.type)).open_engine(section, chat, folder, max_tokens)
 
 

@@ -97,6 +97,7 @@ class Pipeline:
         self._explain_reruns()
         self._write_current()
         from towpath.runtime.process import exempt_imports_from_gc, prepare_process
+        from towpath.runtime.workers import close_shared_workers
 
         prepare_process()
         exempt_imports_from_gc()
@@ -110,6 +111,8 @@ class Pipeline:
         except TowpathError:
             self._write_current()
             raise
+        finally:
+            close_shared_workers()
         return stage_verdicts(self.recipe, self.stages)
 
     def _is_next(self, only: str, number: int) -> bool:
@@ -151,6 +154,7 @@ class Pipeline:
             return False
         from towpath.runtime.process import release_memory
         from towpath.stages.job import Job
+        from towpath.stages.restarts import run_stage
 
         module = importlib.import_module(f"towpath.stages.{stage.kind}")
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +167,7 @@ class Pipeline:
         earlier = _seconds_of_earlier_attempts(stage.folder)
         try:
             with progress(stage.name), trackers.follow(self.recipe, self.folder, stage.name, stage.folder, self.say):
-                result = module.run(job)
+                job, result = run_stage(module.run, job)
             fault_point(f"end-{stage.name}")
         except TowpathError as error:
             if isinstance(error, Waiting):

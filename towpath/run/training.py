@@ -22,6 +22,7 @@ from towpath.run.sizes import model_size
 from towpath.runtime.process import prepare_process
 from towpath.stages import generation, policy
 from towpath.stages.job import Job
+from towpath.stages.restarts import run_stage
 from towpath.store import jsonl, manifest
 from towpath.store.publish import lock_folder
 from towpath.store.store import Store
@@ -102,6 +103,7 @@ def train(
     dtype: str = "auto",
     template: str = "model",
     engine: str | Mapping[str, Any] | None = None,
+    cluster: Mapping[str, Any] | None = None,
     health: Mapping[str, Any] | None = None,
     track: Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
@@ -118,8 +120,8 @@ def train(
     DPO, IPO, KTO and ORPO take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; they do not
     use `kl` and `steps`. Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`,
     `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `model` is a source, or a mapping with
-    keys of `[model]`; `engine`, `health` and `track` hold keys of `[engine]`, `[health]` and `[track]`. `callbacks` are
-    objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`, `on_validation(step, metrics)`
+    keys of `[model]`; `engine`, `cluster`, `health` and `track` hold keys of the sections of these names. `callbacks`
+    are objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`, `on_validation(step, metrics)`
     and `on_train_end(result)`; one that returns True from the middle two stops the training, and the best weights are
     kept.
     SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75). The same call in the same folder resumes; a
@@ -148,6 +150,7 @@ def train(
         "model": {"dtype": dtype, "template": template}
         | (dict(model) if isinstance(model, Mapping) else {"source": model}),
         "engine": {"type": engine} if isinstance(engine, str) else dict(engine or {}),
+        "cluster": dict(cluster or {}),
         "health": dict(health or {}),
         "track": dict(track or {}),
     }
@@ -179,7 +182,7 @@ def _run(job: Job[PolicyConfig], recipe: Recipe, repeated: int) -> None:
     for callback in job.callbacks:
         getattr(callback, "on_train_begin", lambda _steps: None)(job.config.policy.steps)
     with trackers.follow(recipe, job.run, job.name, job.folder):
-        result = policy.run(job)
+        job, result = run_stage(policy.run, job)
     manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
     for callback in job.callbacks:
         getattr(callback, "on_train_end", lambda _result: None)(result)
@@ -264,7 +267,7 @@ def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pa
     model_folder = Path(base.find(recipe.model.source, run)).resolve()
     prompts = [p.text for p in corpus.prompts]
     texts = [(transcript(prompt), better, worse) for prompt, better, worse in pairs]
-    call = [FORMAT, recipe.model_dump(mode="json", exclude={"track"}), prompts, texts, str(model_folder)]
+    call = [FORMAT, recipe.model_dump(mode="json", exclude={"track", "cluster"}), prompts, texts, str(model_folder)]
     run.mkdir(parents=True, exist_ok=True)
     call += [content.fetch(recipe.model.source, run), content.template(recipe.model.template)]
     call += [corpus.columns] if corpus.columns else []

@@ -1,24 +1,57 @@
 """The runtime that a recipe asks for, and reward models from elsewhere on its device."""
 
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from towpath.models.classifier import Classifier, split_label
 from towpath.models.locate import find
-from towpath.recipe import Compile, Model
+from towpath.recipe import Cluster, Compile, Model
 from towpath.runtime.contract import Runtime
+from towpath.runtime.group import Group
 from towpath.runtime.local import PACK_WIDTH, Local
 from towpath.runtime.memory_plan import of_classifier
 from towpath.runtime.process import device_named, dtype_named
+from towpath.runtime.workers import shared_workers, visible_gpus
+
+R = TypeVar("R", bound=Local)
 
 
-def launch(model: Model, pad: int, packing: bool = True, training: bool = True) -> Runtime:
-    """One process on one device. Layers are compiled, where the recipe says so, only for training."""
+def launch(
+    model: Model, pad: int, packing: bool = True, training: bool = True, cluster: Cluster | None = None
+) -> Runtime:
+    """One process on one device, or several workers. Layers are compiled, where the recipe says so, only for
+    training."""
+    cluster = cluster or Cluster()
+    devices = worker_devices(model, cluster)
     device = device_named(model.device)
-    return Local(
+    dtype = dtype_named(model.dtype, device)
+    if not devices:
+        return local(Local, model, pad, packing, training, dtype, device)
+    threads = cluster.threads or max(1, torch.get_num_threads() // len(devices))
+    return Group(shared_workers(devices, threads, cluster.timeout), model, pad, dtype, packing, training)
+
+
+def worker_devices(model: Model, cluster: Cluster) -> list[str]:
+    """The device of each worker process; none where this process does the work itself."""
+    gpus = 0 if model.is_on_cpu else visible_gpus()
+    if cluster.workers == "auto":
+        return [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else []
+    if gpus:
+        return [f"cuda:{number % gpus}" for number in range(cluster.workers)]
+    return ["cpu"] * cluster.workers
+
+
+def local(
+    runtime: type[R], model: Model, pad: int, packing: bool, training: bool, dtype: torch.dtype, device: torch.device
+) -> R:
+    """The runtime of one process, as a recipe asks for it."""
+    return runtime(
         model.tokens_per_pass,
         PACK_WIDTH if packing else 0,
         pad,
-        dtype_named(model.dtype, device),
+        dtype,
         device,
         model.attention,
         model.compile if training else Compile(),

@@ -153,7 +153,8 @@ class Local:
         trunk = name if whole else f"{spec.model} {spec.dtype}"
         if trunk not in self.trunks:
             exact = whole or spec.dtype == "float32"
-            self.add_trunk(trunk, self._load(spec, torch.float32 if exact else self.dtype, self._quantize), lora=False)
+            dtype = torch.promote_types(torch.float32, self.dtype) if exact else self.dtype
+            self.add_trunk(trunk, self._load(spec, dtype, self._quantize), lora=False)
             if self._gradient_checkpointing:
                 lm.checkpoint_layers(self.trunks[trunk])
             if spec.pad is not None:
@@ -234,6 +235,8 @@ class Local:
         """Unfreeze the trainable weights and make their optimizer, with one learning rate per role or `role/head`."""
         groups: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained().items():
+            if self.dtype == torch.float64:  # to compare runtimes that sum in different orders
+                parameter.data = parameter.data.double()
             parameter.requires_grad_(True)
             role, _, name = key.partition("/")
             group = f"{role}/head" if name.startswith("head.") and f"{role}/head" in rates else role
@@ -404,7 +407,7 @@ class Local:
                 out.entropy_BT = passes.spread(entropy_N, work)
         if {"value", "features"} & set(wants):
             # float32: a running sum over T tokens in bfloat16 would lose the later ones
-            states_BTD = passes.spread(hidden_ND.float(), work)
+            states_BTD = passes.spread(hidden_ND.to(torch.promote_types(hidden_ND.dtype, torch.float32)), work)
             if "value" in wants and role.head is not None:
                 out.value_BT = torch.where(work.mask_BT, role.head(running_mean(states_BTD)), 0.0)
             if "features" in wants:
@@ -487,18 +490,25 @@ class Local:
     def fit(self, role: str, features: Handle | Tensor, target: Tensor, decay: float = 1.0) -> None:
         """Solve for a role's head: features of a batch and targets [B,T], or rows [N,F] and [N]; earlier calls weigh
         `decay`. A head that steps is only initialised so."""
+        ridge = self._ridge(role)
+        ridge.learn(*self.fit_rows(ridge, features, target), decay)
+
+    def _ridge(self, role: str) -> RidgeHead:
         ridge = self.roles[role].closed_form_head
         if ridge is None:
             head = self.roles[role].head
             assert head is not None
             ridge = self._initial_fits.setdefault(role, RidgeHead(head))
+        return ridge
+
+    def fit_rows(self, ridge: RidgeHead, features: Handle | Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N,F] and targets [N] of the answer tokens of a batch, or of rows as they are."""
         target = target.to(self.device)
         if isinstance(features, Handle):
             mask_BT = self._masks[id(features)]
             # [B,T,F] to [N,F]
-            ridge.learn(self._stored[id(features)][mask_BT], target[mask_BT], decay)
-        else:
-            ridge.learn(features[:, : len(ridge.head.weight)].to(self.device), target, decay)
+            return self._stored[id(features)][mask_BT], target[mask_BT]
+        return features[:, : len(ridge.head.weight)].to(self.device), target
 
     def head(self, role: str) -> dict[str, Tensor]:
         """Weight and bias of a role's head."""

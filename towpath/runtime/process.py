@@ -52,6 +52,11 @@ def memory_in_use(device: torch.device) -> float:
     """Bytes: the device's where it has memory of its own, else this process's."""
     if device.type == "cuda":
         return float(torch.cuda.memory_reserved(device))
+    return resident_bytes()
+
+
+def resident_bytes() -> float:
+    """Bytes of this process in memory."""
     try:
         return float(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

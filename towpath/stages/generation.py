@@ -116,7 +116,9 @@ def _open(
     """An engine with the model in a folder."""
     runtime = job.launch(training=False)
     runtime.open({"model": RoleSpec(str(model), dtype=dtype)})
-    engine = load_engine(job.config.engine, job.chat, job.folder, job.config.data.max_prompt_tokens + max_new_tokens)
+    engine = load_engine(
+        runtime, job.config.engine, job.chat, job.folder, job.config.data.max_prompt_tokens + max_new_tokens
+    )
     runtime.publish("model", engine)
     return engine
 

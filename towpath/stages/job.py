@@ -63,7 +63,7 @@ class Job(Generic[C]):
 
     def launch(self, packing: bool = True, training: bool = True) -> Runtime:
         """A runtime for this stage."""
-        return self.launcher(self.config.model, self.chat.pad, packing, training)
+        return self.launcher(self.config.model, self.chat.pad, packing, training, self.config.cluster)
 
     def tokens(self: "Job[PairsConfig]", completion: Completion) -> Sequence[int]:
         """The sampled tokens; a text without tokens is tokenized and cut to preferences.max_new_tokens."""

@@ -226,7 +226,9 @@ def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleS
         for name in reward_sources.classifiers(cfg.rewards)
     }
     sources = RewardSources(cfg.rewards, job.corpus, models, classifiers)
-    engine = load_engine(config.engine, job.chat, job.folder, config.data.max_prompt_tokens + cfg.max_new_tokens)
+    engine = load_engine(
+        runtime, config.engine, job.chat, job.folder, config.data.max_prompt_tokens + cfg.max_new_tokens
+    )
     log = SampleLog(job.folder / "samples.jsonl", select_probes(job.corpus.safety, config.health.probes, config.seed))
     return Experience(experience_config, runtime, engine, job.chat, job.corpus, sources, log)
 

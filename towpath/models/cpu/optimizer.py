@@ -74,6 +74,14 @@ class AdamW:
         gradients = {weight: self._sums.get(weight, weight.grad) for weight in self.weights}
         return {weight: grad for weight, grad in gradients.items() if grad is not None}
 
+    def set_gradient(self, weight: nn.Parameter, gradient: Tensor) -> None:
+        """Replace the gradient of a weight, as by the sum over several processes."""
+        if weight in self.low_bits:
+            self._sums[weight] = gradient
+            weight.grad = None
+        else:
+            weight.grad = gradient
+
     def norm(self) -> float:
         """The norm of all gradients together."""
         grads = [grad.contiguous() for grad in self.gradients().values()]

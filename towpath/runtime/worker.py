@@ -1,0 +1,302 @@
+"""A worker process: it serves the verbs of the runtime contract over a connection to its controller.
+
+`python -m towpath.runtime.worker FD` imports everything once and then forks a worker for each request on the socket
+FD, so that a group starts, and starts again, in a fraction of a second. Workers end with their controller.
+"""
+
+import ctypes
+import faulthandler
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+BEAT_SECONDS = 0.5
+TICK_SECONDS = 0.1
+STACK_LINES = 8
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+
+
+class Worker:
+    """Serves one controller until its connection ends."""
+
+    def __init__(self, channel: Any, rank: int, world: int) -> None:
+        self.channel = channel
+        self.rank = rank
+        self.world = world
+        self.runtimes: dict[int, Any] = {}
+        self.handles: dict[int, Any] = {}
+        self.verb = ""
+        """What is being computed, empty between two verbs."""
+        self.started = 0.0
+        self._next_handle = 0
+        self._units = 0
+        self._noted = 0.0
+        self._main = threading.main_thread().ident
+
+    def serve(self) -> None:
+        """Answer messages in their order; ends when the controller does."""
+        from towpath.runtime.channel import ChannelClosed
+
+        threading.Thread(target=self._beat, daemon=True).start()
+        while True:
+            try:
+                select.select([self.channel], [], [])
+                message = self.channel.receive()
+            except ChannelClosed:
+                return
+            self.verb = message["verb"]
+            self.started = time.monotonic()
+            try:
+                self._fault(f"begin-{self._name(message)}")
+                reply = {"reply": getattr(self, f"do_{self.verb}")(**message["arguments"])}
+            except BaseException as error:
+                reply = {"error": _describe(error)}
+            self._fault(f"end-{self._name(message)}")
+            seconds = time.monotonic() - self.started
+            self.verb = ""
+            with suppress(ChannelClosed):
+                self.channel.send(reply | {"seconds": seconds})
+
+    def _name(self, message: Mapping[str, Any]) -> str:
+        """The method of a runtime that a message is about, or else its verb."""
+        return message["arguments"].get("method") or message["arguments"].get("function", self.verb).rpartition(":")[2]
+
+    def _fault(self, point: str) -> None:
+        from towpath.runtime.worker_faults import worker_fault
+
+        worker_fault(self.rank, point, self.channel.fileno())
+
+    def _beat(self) -> None:
+        """Tell the controller, while a verb is computed, that this process lives, and where it is."""
+        from towpath.runtime.channel import ChannelClosed
+        from towpath.runtime.process import resident_bytes
+
+        while True:
+            time.sleep(BEAT_SECONDS)
+            if not self.verb:
+                if _is_orphan():
+                    os._exit(1)
+                continue
+            frame = sys._current_frames().get(self._main or 0)
+            stack = [line.rstrip() for line in traceback.format_stack(frame)[-STACK_LINES:]] if frame else []
+            try:
+                self.channel.send({"beat": {"verb": self.verb, "stack": stack, "memory": resident_bytes()}})
+            except ChannelClosed:
+                os._exit(1)
+
+    def tick(self, units: int) -> None:
+        """Progress of the present verb, a few times a second."""
+        self._units += units
+        now = time.monotonic()
+        if now - self._noted >= TICK_SECONDS:
+            self.channel.send({"tick": self._units})
+            self._units = 0
+            self._noted = now
+
+    # Verbs on the process
+
+    def do_connect(
+        self, backend: str, address: str, port: int, prefix: str, device: str, timeout: float
+    ) -> tuple[str, int]:
+        """Meet the other workers; this host and process."""
+        import torch
+        import torch.distributed as dist
+
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            store: Any = dist.TCPStore(address, port, None, False, timedelta(seconds=timeout))
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore(prefix, store),
+                rank=self.rank,
+                world_size=self.world,
+                timeout=timedelta(seconds=timeout),
+            )
+            total = torch.ones(64 * 256, device=self.device)
+            dist.all_reduce(total)
+            assert float(total.sum()) == total.numel() * self.world
+        return socket.gethostname(), os.getpid()
+
+    def do_launch(
+        self, runtime: int, model: Any, pad: int, packing: bool, training: bool, dtype: str, path: list[str]
+    ) -> None:
+        """Make the runtime that a stage works with."""
+        import torch
+
+        from towpath.runtime.launch import local
+        from towpath.runtime.replica import Replica
+
+        sys.path += [entry for entry in path if entry not in sys.path]
+        self.runtimes[runtime] = local(
+            Replica, model, pad, packing, training, getattr(torch, dtype), getattr(self, "device", torch.device("cpu"))
+        )
+
+    def do_drop(self, runtimes: list[int]) -> None:
+        """Let go of runtimes."""
+        from towpath.runtime.process import release_memory
+
+        for runtime in runtimes:
+            self.runtimes.pop(runtime, None)
+        release_memory()
+
+    def do_memory(self) -> float:
+        """Bytes in use."""
+        from towpath.runtime.process import memory_in_use
+
+        return memory_in_use(self.device)
+
+    # Verbs on a runtime
+
+    def do_call(self, runtime: int, method: str, arguments: Mapping[str, Any], free: list[int]) -> Any:
+        """A method of the runtime contract. Handles go out as numbers and come in as numbers."""
+        for number in free:
+            self.handles.pop(number, None)
+        replica = self.runtimes[runtime]
+        arguments = {name: self._with_handles(x) for name, x in arguments.items()}
+        if method in ("forward_backward", "forward"):
+            arguments |= {"count": self.tick} if method == "forward_backward" else {}
+        return self._without_handles(getattr(replica, method)(**arguments))
+
+    def do_run(self, runtime: int, function: str, arguments: Mapping[str, Any]) -> Any:
+        """`package.module:function` with the runtime, a counter of progress, and plain data."""
+        module, _, name = function.partition(":")
+        called: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return called(self.runtimes[runtime], self.tick, **arguments)
+
+    def _with_handles(self, x: Any) -> Any:
+        from dataclasses import replace
+
+        from towpath.data.batch import Batch
+
+        if isinstance(x, Batch):
+            return replace(x, handles={name: self.handles[number] for name, number in x.handles.items()})
+        if isinstance(x, dict) and "handle" in x:
+            return self.handles[x["handle"]]
+        return x
+
+    def _without_handles(self, x: Any) -> Any:
+        from dataclasses import replace
+
+        from towpath.algos.contract import Outputs
+        from towpath.data.batch import Batch
+
+        if isinstance(x, Outputs) and x.features is not None:
+            return replace(x, features=self._number(x.features))
+        if isinstance(x, Batch):  # the rows are known where they came from
+            return {name: self._number(handle) for name, handle in x.handles.items()}
+        return x
+
+    def _number(self, handle: Any) -> int:
+        for number, known in self.handles.items():
+            if known is handle:
+                return number
+        self._next_handle += 1
+        self.handles[self._next_handle] = handle
+        return self._next_handle
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    """An exception as plain data."""
+    from towpath.errors import TowpathError
+
+    parts = [error.value, error.rule, error.fix] if isinstance(error, TowpathError) else None
+    lines = traceback.format_exception(error)
+    return {"type": type(error).__name__, "text": str(error), "parts": parts, "traceback": "".join(lines)}
+
+
+def _is_orphan() -> bool:
+    return os.getppid() == 1
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _work(fd: int, request: Mapping[str, Any]) -> None:
+    """The life of a forked worker."""
+    _die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the controller decides when a run stops
+    os.environ.clear()
+    os.environ.update(request["environment"] | {"OMP_NUM_THREADS": str(request["threads"])})
+    from towpath import progress
+    from towpath.runtime.channel import Channel
+    from towpath.runtime.process import exempt_imports_from_gc, prepare_process
+
+    prepare_process()
+    exempt_imports_from_gc()
+    channel = Channel(socket.socket(fileno=fd), request["timeout"])
+    progress.redirect(lambda line: channel.send({"note": line}))
+    Worker(channel, request["rank"], request["world"]).serve()
+
+
+def _kill(pids: set[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _import_everything() -> None:
+    from towpath.progress import quiet_libraries
+
+    quiet_libraries()
+    for name in ("towpath.runtime.replica", "towpath.runtime.launch", "towpath.rollout.local", "towpath.rollout.pool"):
+        importlib.import_module(name)
+
+
+def main() -> None:
+    """Fork workers as they are asked for; end with the controller."""
+    from towpath.runtime.channel import Channel, ChannelClosed
+
+    faulthandler.enable()
+    _die_with_parent()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    channel = Channel(connection, 60.0)
+    _import_everything()
+    channel.send({"ready": os.getpid()})
+    children: set[int] = set()
+    while True:
+        readable, _, _ = select.select([channel], [], [], 0.2)
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                children.discard(ended[0])
+                with suppress(ChannelClosed):
+                    channel.send({"ended": ended[0], "status": ended[1]})
+        if not readable:
+            continue
+        try:
+            message = channel.receive()
+            if "kill" in message:
+                _kill(children & set(message["kill"]))
+                channel.send({"killed": True})
+                continue
+            _, fds, _, _ = socket.recv_fds(connection, 1, 1)
+        except ChannelClosed:
+            os._exit(0)  # workers end with this process
+        request = message["fork"]
+        pid = os.fork()
+        if pid == 0:
+            connection.close()
+            try:
+                _work(fds[0], request)
+            finally:
+                os._exit(0)
+        os.close(fds[0])
+        children.add(pid)
+        channel.send({"forked": pid})
+
+
+if __name__ == "__main__":
+    main()

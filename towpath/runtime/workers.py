@@ -1,0 +1,341 @@
+"""Worker processes as their controller sees them: started, asked, watched, and ended together.
+
+Nothing waits without a limit: a worker that sends no heartbeat, or makes no progress, is named with its last stack.
+"""
+
+import os
+import selectors
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NoReturn, Protocol
+
+import torch
+import torch.distributed as dist
+
+from towpath import errors
+from towpath.errors import TowpathError, WorkerLost
+from towpath.progress import print_note
+from towpath.runtime.channel import Channel, ChannelClosed, Frame
+from towpath.runtime.processes import Processes
+from towpath.runtime.wire import MessageError
+from towpath.store.publish import fault_point
+
+PROGRESS_FACTOR = 10.0
+"""Times the heartbeat's limit that a verb may take without progress."""
+SLOWER = 5.0
+"""Times as long as its slowest success that a verb may take, where that is more."""
+
+
+class Launcher(Protocol):
+    """Starts worker processes somewhere, and ends them."""
+
+    address: str
+    """Of this process, as workers reach it."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether what holds the workers still runs."""
+        ...
+
+    def start(self, devices: Sequence[str], threads: int, timeout: float) -> list[Channel]:
+        """Start a worker for each device; connections to them in order of rank."""
+        ...
+
+    def why_ended(self, rank: int) -> str:
+        """How a worker ended whose connection is closed, such as `was ended by SIGKILL`."""
+        ...
+
+    def end(self) -> None:
+        """End all workers, at once and for certain."""
+        ...
+
+
+class WorkerFailed(RuntimeError):
+    """An exception of a worker, with its traceback."""
+
+
+@dataclass
+class WorkerState:
+    """One worker, as the monitor shows it."""
+
+    rank: int
+    pid: int = 0
+    host: str = ""
+    device: str = "cpu"
+    verb: str = ""
+    memory_bytes: float = 0.0
+    last_heard: float = 0.0
+    progressed: float = 0.0
+    stack: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By verb."""
+
+
+class Workers:
+    """A group of processes, started together and ended together."""
+
+    def __init__(self, devices: Sequence[str], threads: int, timeout: float, launcher: Launcher | None = None) -> None:
+        self.launcher = launcher or Processes()
+        self.devices = list(devices)
+        self.threads = threads
+        self.timeout = timeout
+        self.channels: list[Channel] = []
+        self.states: list[WorkerState] = []
+        self.longest: dict[str, float] = {}
+        """Seconds of the slowest success, by verb."""
+        self.lost: WorkerLost | None = None
+        self._busy = False
+        self._dropped: list[int] = []
+        """Runtimes of which workers must still let go."""
+        self._store: Any = None
+        self._start()
+
+    @property
+    def count(self) -> int:
+        return len(self.devices)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the group can be asked."""
+        return self.lost is None and self.launcher.alive
+
+    # Beginning and end
+
+    def _start(self) -> None:
+        self.channels = self.launcher.start(self.devices, self.threads, self.timeout)
+        self.states = [WorkerState(rank, device=device) for rank, device in enumerate(self.devices)]
+        self._finalizer = weakref.finalize(self, self.launcher.end)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Workers meet at a store of this process, and add some numbers, before anything is loaded."""
+        port = 0
+        if self.count > 1:
+            timeout = timedelta(seconds=self.timeout)
+            self._store = dist.TCPStore(self.launcher.address, 0, None, True, timeout, wait_for_workers=False)
+            port = self._store.port
+        shared = {
+            "backend": "nccl" if self.devices[0].startswith("cuda") else "gloo",
+            "address": self.launcher.address,
+            "port": port,
+            "prefix": uuid.uuid4().hex,
+            # collectives must not give up before this process has named who is missing
+            "timeout": 3600.0,
+        }
+        arguments = [{**shared, "device": device} for device in self.devices]
+        for state, (host, pid) in zip(self.states, self.ask("connect", arguments), strict=True):
+            state.host = host
+            state.pid = pid
+
+    def close(self) -> None:
+        """End all workers at once, also those that are stopped."""
+        self._finalizer()
+        for channel in self.channels:
+            channel.close()
+
+    # Messages
+
+    def ask(
+        self,
+        verb: str,
+        arguments: Sequence[Mapping[str, Any] | None],
+        count: Callable[[int], None] = lambda units: None,
+    ) -> list[Any]:
+        """One message to each worker whose arguments are not None; the replies, None for the others."""
+        self._require_alive()
+        fault_point(f"ask-{verb}")
+        self._busy = True
+        waiting: set[int] = set()
+        frames: dict[int, Frame] = {}
+        try:
+            for rank, own in enumerate(arguments):
+                if own is not None:
+                    if id(own) not in frames:  # the same arguments for several workers are encoded once
+                        frames[id(own)] = Frame({"verb": verb, "arguments": own}, self.channels[rank].shared)
+                    self._send(rank, frames[id(own)], verb)
+                    waiting.add(rank)
+        finally:
+            for frame in frames.values():
+                frame.close()
+        replies: list[Any] = [None] * self.count
+        for rank, reply in self._replies(waiting, verb, count):
+            replies[rank] = reply
+        self._busy = False
+        self._drop_runtimes()
+        return replies
+
+    def drop(self, runtime: int) -> None:
+        """Let workers go of a runtime, now or when they are not busy: this may be called at any moment."""
+        self._dropped.append(runtime)
+        if not self._busy:
+            self._drop_runtimes()
+
+    def _drop_runtimes(self) -> None:
+        if self._dropped and self.lost is None and self.channels[0].fileno() >= 0:
+            dropped, self._dropped = self._dropped, []
+            self.ask("drop", [{"runtimes": dropped}] * self.count)
+
+    def ask_idle(
+        self, verb: str, arguments: Sequence[Mapping[str, Any]], count: Callable[[int], None] = lambda units: None
+    ) -> Iterator[tuple[int, Any]]:
+        """Messages in their order, each to whichever worker is idle; (number, reply) as they come."""
+        self._require_alive()
+        fault_point(f"ask-{verb}")
+        self._busy = True
+        number_of: dict[int, int] = {}
+        todo = list(range(len(arguments)))[::-1]
+        waiting: set[int] = set()
+
+        def give(rank: int) -> None:
+            if todo:
+                number_of[rank] = todo.pop()
+                frame = Frame({"verb": verb, "arguments": arguments[number_of[rank]]}, self.channels[rank].shared)
+                self._send(rank, frame, verb)
+                frame.close()
+                waiting.add(rank)
+
+        for rank in range(self.count):
+            give(rank)
+        for rank, reply in self._replies(waiting, verb, count):
+            number = number_of[rank]
+            give(rank)
+            yield number, reply
+        self._busy = False
+
+    def _send(self, rank: int, frame: Frame, verb: str) -> None:
+        state = self.states[rank]
+        state.verb = verb
+        state.last_heard = state.progressed = time.monotonic()
+        try:
+            self.channels[rank].send_frame(frame)
+        except ChannelClosed:
+            self._lose(rank, verb, self.launcher.why_ended(rank))
+
+    def _replies(self, waiting: set[int], verb: str, count: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
+        """(rank, reply) of the workers in `waiting`, to which more may be added between two replies."""
+        failures: list[tuple[int, Mapping[str, Any]]] = []
+        with selectors.DefaultSelector() as selector:
+            for rank, channel in enumerate(self.channels):
+                selector.register(channel, selectors.EVENT_READ, rank)
+            while waiting:
+                for key, _ in selector.select(0.2):
+                    rank = key.data
+                    message = self._receive(rank, verb)
+                    self._note(rank, message, count)
+                    if "seconds" not in message:
+                        continue
+                    waiting.discard(rank)
+                    state = self.states[rank]
+                    state.verb = ""
+                    state.seconds[verb] = state.seconds.get(verb, 0.0) + message["seconds"]
+                    if "error" in message:
+                        failures.append((rank, message["error"]))
+                    else:
+                        self.longest[verb] = max(self.longest.get(verb, 0.0), message["seconds"])
+                        yield rank, message["reply"]
+                self._require_progress(waiting, verb, failures)
+        self._busy = False
+        if failures:
+            raise self._error(*failures[0])
+
+    def _receive(self, rank: int, verb: str) -> Mapping[str, Any]:
+        try:
+            message = self.channels[rank].receive()
+        except ChannelClosed:
+            self._lose(rank, verb, self.launcher.why_ended(rank))
+        except MessageError as error:
+            self._lose(rank, verb, f"answered with {error}")
+        if not isinstance(message, dict):
+            self._lose(rank, verb, f"answered with {message!r:.60}")
+        return message
+
+    def _note(self, rank: int, message: Mapping[str, Any], count: Callable[[int], None]) -> None:
+        state = self.states[rank]
+        state.last_heard = time.monotonic()
+        if "beat" in message:
+            state.memory_bytes = message["beat"]["memory"]
+            state.stack = message["beat"]["stack"]
+            return
+        state.progressed = state.last_heard
+        if "tick" in message:
+            count(message["tick"])
+        if "note" in message:
+            print_note(message["note"])
+
+    def _require_progress(
+        self, waiting: set[int], verb: str, failures: Sequence[tuple[int, Mapping[str, Any]]]
+    ) -> None:
+        """Lose the worker that is silent, or makes no progress; where one has failed, do not wait for the others."""
+        now = time.monotonic()
+        silent = [rank for rank in waiting if now - self.states[rank].last_heard > self.timeout]
+        if silent:
+            rank = min(silent, key=lambda rank: self.states[rank].last_heard)
+            if failures:
+                raise self._ended_by(failures[0])
+            self._lose(rank, verb, f"has sent no heartbeat for {self.timeout:g} s")
+        limit = max(self.timeout * PROGRESS_FACTOR, SLOWER * self.longest.get(verb, 0.0))
+        if failures and waiting and all(now - self.states[rank].progressed > 5.0 for rank in waiting):
+            raise self._ended_by(failures[0])  # the others wait for the one that failed
+        stuck = [rank for rank in waiting if now - self.states[rank].progressed > limit]
+        if stuck:
+            self._lose(stuck[0], verb, f"has made no progress for {limit:.0f} s")
+
+    def _ended_by(self, failure: tuple[int, Mapping[str, Any]]) -> Exception:
+        """The exception of a worker that the others wait for in vain: the group cannot be used again."""
+        error = self._error(*failure)
+        self.lost = WorkerLost("the group of workers was ended", "one worker failed while others waited for it")
+        self.close()
+        return error
+
+    def _lose(self, rank: int, verb: str, why: str) -> NoReturn:
+        state = self.states[rank]
+        where = f"worker {rank + 1} of {self.count} ({state.host or 'starting'}, {state.device}, process {state.pid})"
+        stack = "\n  last seen at:\n" + "\n".join(state.stack) if state.stack else ""
+        self.lost = WorkerLost(
+            f"{where} {why}, during {verb}{stack}",
+            "all workers of a group are needed for each step",
+            "the stage resumes from its last checkpoint; see cluster.restarts and cluster.timeout",
+        )
+        self.close()
+        raise self.lost
+
+    def _require_alive(self) -> None:
+        if self.lost is not None:
+            raise self.lost
+
+    def _error(self, rank: int, described: Mapping[str, Any]) -> Exception:
+        """A worker's exception: one that a user can act on as it is, another with its traceback."""
+        state = self.states[rank]
+        kind = getattr(errors, described["type"], None)
+        if described["parts"] and isinstance(kind, type) and issubclass(kind, TowpathError):
+            return kind(*described["parts"])
+        where = f"worker {rank + 1} of {self.count} ({state.host}, {state.device})"
+        return WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+
+
+_shared: dict[tuple[Any, ...], Workers] = {}
+"""Groups that are running, by what they were started with: stages of one run use the same processes."""
+
+
+def shared_workers(devices: Sequence[str], threads: int, timeout: float) -> Workers:
+    """The workers of this process with these settings, started when they are first wanted, or wanted after a loss."""
+    key = (tuple(devices), threads, timeout, os.getpid())
+    workers = _shared.get(key)
+    if workers is None or not workers.alive:
+        _shared[key] = workers = Workers(devices, threads, timeout)
+    return workers
+
+
+def close_shared_workers() -> None:
+    """End all workers of this process."""
+    while _shared:
+        _shared.popitem()[1].close()
+
+
+def visible_gpus() -> int:
+    """How many GPUs this process may use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
