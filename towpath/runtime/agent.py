@@ -5,54 +5,36 @@ It shows its versions before it imports anything large, connects again after a b
 run: exit code 0 where the controller says so, 1 where the controller is lost.
 """
 
-import json
 import math
 import os
 import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from towpath.runtime import rendezvous
 from towpath.runtime.handshake import JoinRefused, call
 from towpath.runtime.versions import facts
 
 RETRY_SECONDS = 0.5
-ADDRESS = "TOWPATH_CLUSTER_ADDRESS"
-TOKEN = "TOWPATH_CLUSTER_TOKEN"
-FILE = "TOWPATH_CLUSTER_FILE"
-"""A file with address and token, which the first task of a run writes."""
-SLOT = "TOWPATH_CLUSTER_SLOT"
-WAIT = "TOWPATH_CLUSTER_WAIT"
-LOCAL_RANK = "TOWPATH_CLUSTER_LOCAL_RANK"
-CHILD = "TOWPATH_CLUSTER_CHILD"
-"""Set where the agent must end with the process that has started it."""
-
-
-def read_rendezvous() -> tuple[str, str]:
-    """Address and token of the controller; OSError or ValueError where they are not there yet."""
-    if os.environ.get(FILE):
-        content = json.loads(Path(os.environ[FILE]).read_text(encoding="utf-8"))
-        return str(content["address"]), str(content["token"])
-    return os.environ[ADDRESS], os.environ[TOKEN]
 
 
 def join(wait: float) -> tuple[socket.socket, str, str]:
     """A connection to the controller, its address and the token; tried again and again for a time."""
     deadline = time.monotonic() + wait
-    local_rank = int(os.environ.get(LOCAL_RANK, "0"))
-    hello = {"agent": facts() | {"local_rank": local_rank}, "slot": int(os.environ[SLOT])}
+    local_rank = int(os.environ.get(rendezvous.LOCAL_RANK, "0"))
+    hello = {"agent": facts() | {"local_rank": local_rank}, "slot": int(os.environ[rendezvous.SLOT])}
     reason = "nothing was published"
     while True:
         try:
-            address, token = read_rendezvous()
+            address, token = rendezvous.read()
             # the file may be one that an earlier run has left
             return call(address, token, hello, math.inf), address, token
         except JoinRefused:
             raise
         except (OSError, ValueError, KeyError) as error:
-            reason = f"{os.environ.get(FILE) or os.environ.get(ADDRESS)}: {error}"
+            reason = f"{os.environ.get(rendezvous.FILE) or os.environ.get(rendezvous.ADDRESS)}: {error}"
         if time.monotonic() > deadline:
             raise ConnectionError(reason)
         time.sleep(RETRY_SECONDS)
@@ -62,12 +44,12 @@ def main() -> None:
     """Serve one run."""
     from towpath.runtime import worker
 
-    if os.environ.get(CHILD):
+    if os.environ.get(rendezvous.CHILD):
         worker.die_with_parent()
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA must not be in use before a fork
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the controller decides when a run stops
-    wait = float(os.environ.get(WAIT, "300"))
+    wait = float(os.environ.get(rendezvous.WAIT, "300"))
     code = 1
     while True:
         try:
@@ -75,7 +57,7 @@ def main() -> None:
         except JoinRefused:
             break  # the controller has said why, once for all hosts
         except ConnectionError as error:
-            where = f"{socket.gethostname()}, task {os.environ[SLOT]}"
+            where = f"{socket.gethostname()}, task {os.environ[rendezvous.SLOT]}"
             sys.stderr.write(
                 f"error: {where}: no connection to the run's controller within {wait:g} s: {error}\n"
                 "  rule: every host reaches the controller, and knows its token\n"

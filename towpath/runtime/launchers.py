@@ -11,9 +11,10 @@ import torch
 
 from towpath.errors import ResourceError
 from towpath.recipe import Cluster, Model
+from towpath.runtime.present_task import launcher_of
 from towpath.runtime.ray_hosts import RayHosts
 from towpath.runtime.remote import Remote
-from towpath.runtime.tasks import Tasks, launcher_of
+from towpath.runtime.task_hosts import TaskHosts
 from towpath.runtime.workers import Workers, close_shared_workers, shared_workers, visible_gpus
 
 _hosts: dict[tuple[str, int], Any] = {}
@@ -25,7 +26,7 @@ def open_hosts(model: Model, cluster: Cluster, run: Path) -> None:
     kind = launcher_of(cluster)
     if kind == "processes" or (kind, os.getpid()) in _hosts:
         return
-    hosts = Tasks(cluster, run) if kind == "env" else RayHosts(cluster, not model.is_on_cpu)
+    hosts = TaskHosts(cluster, run) if kind == "env" else RayHosts(cluster, not model.is_on_cpu)
     _hosts[kind, os.getpid()] = hosts
     weakref.finalize(hosts, _close_at_exit, kind)
 

@@ -17,7 +17,7 @@ from typing import Any
 from towpath.errors import ResourceError
 from towpath.progress import print_note
 from towpath.recipe import Cluster
-from towpath.runtime import agent
+from towpath.runtime import rendezvous
 from towpath.runtime.handshake import new_token
 from towpath.runtime.interfaces import address_of, address_towards
 from towpath.runtime.remote import Agent, Listener
@@ -37,7 +37,7 @@ class RayDriver:
             raise ResourceError(
                 "cluster.launcher = 'ray' without Ray", "several hosts need it", "pip install 'towpath[cluster]'"
             )
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "towpath.runtime.ray_driver"],
@@ -175,7 +175,11 @@ class RayHosts:
         by_id = {node["id"]: node for node in reply["nodes"]}
         for number, host in enumerate(hosts):
             node = by_id.get(host["node"], {})
-            host |= {"actor": number, "address": node.get("address", ""), "cpus": int(node["total"]["CPU"]) if node else 1}
+            host |= {
+                "actor": number,
+                "address": node.get("address", ""),
+                "cpus": int(node["total"]["CPU"]) if node else 1,
+            }
             host["own"] = host["node"] == reply["own"]
         return sorted(hosts, key=lambda host: not host["own"])
 
@@ -197,7 +201,9 @@ class RayHosts:
 
     def _require_usable(self, hosts: Sequence[Mapping[str, Any]]) -> None:
         require_same(hosts)
-        cut_off = [f"{host['host']} ({host['address']}): {host['unreachable']}" for host in hosts if "unreachable" in host]
+        cut_off = [
+            f"{host['host']} ({host['address']}): {host['unreachable']}" for host in hosts if "unreachable" in host
+        ]
         if cut_off:
             raise ResourceError(
                 f"nodes do not reach the controller at {self.listener.address}:\n  " + "\n  ".join(cut_off),
@@ -211,11 +217,11 @@ class RayHosts:
         for slot, host in enumerate(hosts):
             environments[host["actor"]] = {
                 "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-                agent.ADDRESS: self.listener.address,
-                agent.TOKEN: self.token,
-                agent.SLOT: str(slot),
-                agent.WAIT: str(self.cluster.wait),
-                agent.CHILD: "1",
+                rendezvous.ADDRESS: self.listener.address,
+                rendezvous.TOKEN: self.token,
+                rendezvous.SLOT: str(slot),
+                rendezvous.WAIT: str(self.cluster.wait),
+                rendezvous.CHILD: "1",
                 "TOWPATH_HOST_CPUS": str(host["cpus"]),
             }
         self.driver.ask("start", 90.0, environments=environments)

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 BEAT_SECONDS = 0.5
@@ -129,6 +130,21 @@ class Worker:
             dist.all_reduce(total)
             assert float(total.sum()) == total.numel() * self.world
         return socket.gethostname(), os.getpid()
+
+    def do_probe(self, folder: Path, name: str, needed: Path) -> dict[str, Any]:
+        """What this host sees of the run's folder, and whether a folder is here; then 64 KiB added over all workers."""
+        import torch
+        import torch.distributed as dist
+
+        file = folder / name
+        content = file.read_text(encoding="ascii") if file.is_file() else ""
+        if content:
+            (folder / f"{name}-{self.rank}").write_text(content, encoding="ascii")
+        if self.world > 1:
+            total = torch.ones(64 * 256, device=self.device)
+            dist.all_reduce(total)
+            assert float(total.sum()) == total.numel() * self.world
+        return {"content": content, "needed": needed.is_dir()}
 
     def do_launch(
         self, runtime: int, model: Any, pad: int, packing: bool, training: bool, dtype: str, path: list[str]
@@ -269,9 +285,7 @@ def import_everything() -> None:
         importlib.import_module(name)
 
 
-def serve_forks(
-    channel: Any, control: socket.socket, connect: Callable[[Mapping[str, Any]], socket.socket]
-) -> bool:
+def serve_forks(channel: Any, control: socket.socket, connect: Callable[[Mapping[str, Any]], socket.socket]) -> bool:
     """Fork workers as they are asked for, until the connection ends; whether the controller has said that the run is
     over. Workers of a lost controller are ended."""
     from towpath.runtime.channel import ChannelClosed

@@ -6,104 +6,34 @@ environment, TOWPATH_CLUSTER_ADDRESS and TOWPATH_CLUSTER_TOKEN.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from towpath.errors import RecipeError, ResourceError
+from towpath.progress import print_note
 from towpath.recipe import Cluster
-from towpath.runtime import agent
+from towpath.runtime import rendezvous
 from towpath.runtime.handshake import MIN_TOKEN, new_token
 from towpath.runtime.interfaces import address_of, address_towards, interfaces
+from towpath.runtime.present_task import RENDEZVOUS, agent_environment, require_task
+from towpath.runtime.processes import START_SECONDS
+from towpath.runtime.remote import Agent, Listener
+from towpath.runtime.versions import require_same
 from towpath.store.publish import replace_file
 
-RENDEZVOUS = ".cluster.json"
-"""In the run folder: address and token of a run's controller."""
+POLL_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Task:
-    """This process among those that torchrun or srun has started."""
-
-    rank: int
-    world: int
-    local_rank: int
-    first_host: str
-    """Where the first task runs, if that is known."""
-
-
-def present_task(environment: Mapping[str, str] = os.environ) -> Task | None:
-    """The task that this process is, or None. A batch script of Slurm is no task: `srun` in it starts tasks."""
-    first_host = environment.get("MASTER_ADDR", "")
-    for rank, world, local in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    ):
-        with suppress(ValueError):
-            if rank in environment and world in environment:
-                count = int(environment[world])
-                return Task(int(environment[rank]), count, int(environment.get(local, "0")), first_host)
-    return None
-
-
-def launcher_of(cluster: Cluster) -> str:
-    """What starts workers: `auto` resolved."""
-    if cluster.launcher != "auto":
-        return cluster.launcher
-    task = present_task()
-    if task is not None and task.world > 1:
-        return "env"
-    return "processes" if cluster.node_range == (1, 1) else "ray"
-
-
-def require_task(cluster: Cluster) -> Task:
-    """The task that this process is, or an error."""
-    task = present_task()
-    if task is None:
-        raise RecipeError(
-            f"cluster.launcher = {cluster.launcher!r} without tasks",
-            "torchrun or srun starts the tasks: RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_STEP_NUM_TASKS, are set",
-            "start it as `srun towpath run RUN` or `torchrun … --no-python towpath run RUN`; see docs/cluster.md",
-        )
-    return task
-
-
-def serve_if_worker(cluster: Cluster, run: Path) -> None:
-    """In another task than the first: become its worker, and never return."""
-    if launcher_of(cluster) != "env":
-        return
-    task = require_task(cluster)
-    if task.rank:
-        _become_agent(cluster, run, task)
-
-
-def _become_agent(cluster: Cluster, run: Path, task: Task) -> NoReturn:
-    environment = os.environ | _agent_environment(cluster, task.rank, task.local_rank)
-    if agent.TOKEN not in os.environ:
-        environment[agent.FILE] = str(run / RENDEZVOUS)
-    os.execve(sys.executable, [sys.executable, "-m", "towpath.runtime.agent"], environment)
-
-
-def _agent_environment(cluster: Cluster, slot: int, local_rank: int) -> dict[str, str]:
-    return {
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-        agent.SLOT: str(slot),
-        agent.LOCAL_RANK: str(local_rank),
-        agent.WAIT: str(cluster.wait),
-    }
-
-
-class Tasks:
+class TaskHosts:
     """The agents of all tasks, as the first one sees them."""
 
     def __init__(self, cluster: Cluster, run: Path) -> None:
-        from towpath.runtime.remote import Agent, Listener
-
         self.cluster = cluster
         self.task = require_task(cluster)
         if self.task.rank:
@@ -116,27 +46,28 @@ class Tasks:
         self.listener = Listener(host, port, token)
         self.agents: dict[int, Agent] = {}
         self.file: Path | None = None
-        if agent.TOKEN not in os.environ:
+        if rendezvous.TOKEN not in os.environ:
             self.file = run / RENDEZVOUS
             _publish(self.file, {"address": self.listener.address, "token": token})
-        environment = _agent_environment(cluster, 0, self.task.local_rank) | {
-            agent.ADDRESS: self.listener.address,
-            agent.TOKEN: token,
-            agent.CHILD: "1",
+        environment = agent_environment(cluster, 0, self.task.local_rank) | {
+            rendezvous.ADDRESS: self.listener.address,
+            rendezvous.TOKEN: token,
+            rendezvous.CHILD: "1",
         }
         self.child = subprocess.Popen(
             [sys.executable, "-m", "towpath.runtime.agent"], env=os.environ | environment, stdin=subprocess.DEVNULL
         )
 
     def _own_address(self) -> tuple[str, int, str]:
-        token = os.environ.get(agent.TOKEN, "")
-        if token and (len(token) < MIN_TOKEN or agent.ADDRESS not in os.environ):
+        token = os.environ.get(rendezvous.TOKEN, "")
+        address = os.environ.get(rendezvous.ADDRESS, "")
+        if token and (len(token) < MIN_TOKEN or not address):
             raise RecipeError(
-                f"{agent.TOKEN} has {len(token)} characters, {agent.ADDRESS} = {os.environ.get(agent.ADDRESS, '')!r}",
+                f"{rendezvous.TOKEN} has {len(token)} characters, {rendezvous.ADDRESS} is {address or 'not set'}",
                 f"a token has at least {MIN_TOKEN} characters, and comes with the controller's HOST:PORT",
                 "set both in all tasks, or neither where all hosts share the run folder",
             )
-        host, _, port = os.environ.get(agent.ADDRESS, "").rpartition(":") if token else ("", "", "0")
+        host, _, port = address.rpartition(":") if token else ("", "", "0")
         if self.cluster.interface:
             return address_of(self.cluster.interface), int(port), token or new_token()
         first = host or self.task.first_host or _other_host()
@@ -149,50 +80,50 @@ class Tasks:
         low, high = self.cluster.node_range
         return self.task.world if low == high else max(1, self.task.world * low // high)
 
-    def gather(self) -> "list[Any]":
-        """The agents that are there, in order of their tasks; waits until they are enough."""
-        self.agents = {slot: known for slot, known in self.agents.items() if known.answers()}
-        deadline = time.monotonic() + self.cluster.wait
-        started = self.agents or self.least == self.task.world
-        while len(self.agents) < self.task.world:
-            enough = bool(started) and len(self.agents) >= self.least
-            arrived = self.listener.take(
-                lambda hello: "agent" in hello, time.monotonic() + 1.0 if enough else min(deadline, time.monotonic() + 1)
-            )
-            if arrived is not None:
-                self._admit(*arrived)
-            elif enough:
-                break
-            elif time.monotonic() > deadline:
-                if len(self.agents) >= self.least:
-                    break
-                raise self._missing()
+    def gather(self, on_change: Callable[[], None]) -> list[Agent]:
+        """The agents that are there, in order of their tasks; waits until they are enough. `on_change` is called where
+        they are not those of before."""
+        before = dict(self.agents)
+        self.agents = {slot: known for slot, known in before.items() if known.answers()}
+        self._wait_for_tasks()
         fresh = [known for known in self.agents.values() if known.channel is None]
-        self._require_same(fresh)
-        for known in fresh:
-            known.welcome()
-        for known in fresh:
-            known.ready(deadline + 60.0)
-        return [self.agents[slot] for slot in sorted(self.agents)]
-
-    def _admit(self, hello: Mapping[str, Any], connection: Any) -> None:
-        from towpath.runtime.remote import Agent
-
-        arrived = Agent(hello, connection)
-        former = self.agents.get(arrived.slot)
-        if former is not None:  # it has lost its connection and come again
-            former.drop()
-        self.agents[arrived.slot] = arrived
-
-    def _require_same(self, fresh: "list[Any]") -> None:
-        from towpath.runtime.versions import require_same
-
         try:
             require_same([known.facts for known in fresh])
         except ResourceError:
             for known in fresh:
                 known.refuse("other versions")
             raise
+        for known in fresh:
+            known.welcome()
+        for known in fresh:
+            known.ready(time.monotonic() + START_SECONDS)
+        if before and before != self.agents:
+            on_change()
+            if len(before) != len(self.agents):
+                print_note(f"continues with {len(self.agents)} tasks ({len(before)} before)")
+        return [self.agents[slot] for slot in sorted(self.agents)]
+
+    def _wait_for_tasks(self) -> None:
+        """All tasks, within the time; of a range of nodes as many as there are after a loss, if they are enough."""
+        deadline = time.monotonic() + self.cluster.wait
+        lost = bool(self.agents) and self.least < self.task.world
+        while len(self.agents) < self.task.world:
+            enough = lost and len(self.agents) >= self.least
+            limit = min(deadline, time.monotonic() + POLL_SECONDS)
+            arrived = self.listener.take(lambda hello: "agent" in hello, limit)
+            if arrived is not None:
+                self._admit(*arrived)
+            elif enough or (time.monotonic() > deadline and len(self.agents) >= self.least):
+                return
+            elif time.monotonic() > deadline:
+                raise self._missing()
+
+    def _admit(self, hello: Mapping[str, Any], connection: socket.socket) -> None:
+        arrived = Agent(hello, connection)
+        former = self.agents.get(arrived.slot)
+        if former is not None:  # it has lost its connection and come again
+            former.drop()
+        self.agents[arrived.slot] = arrived
 
     def _missing(self) -> ResourceError:
         missing = [str(slot) for slot in range(self.task.world) if slot not in self.agents]
@@ -204,7 +135,7 @@ class Tasks:
             "see the other tasks' messages; set cluster.interface to the interface of this host that they reach",
         )
 
-    def devices(self, agents: "list[Any]", gpu: bool) -> list[tuple[str, Any]]:
+    def devices(self, agents: list[Agent], gpu: bool) -> list[tuple[str, Agent]]:
         """Device and agent of each worker: one a task."""
         return [
             (f"cuda:{known.facts['local_rank'] % known.gpus}" if gpu and known.gpus else "cpu", known)
