@@ -1,9 +1,9 @@
 """`[cluster]`: the hosts, processes and devices that a run uses."""
 
 import re
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator
 
 from towpath.recipe.reader import Section, value
 
@@ -70,14 +70,13 @@ class Cluster(Section):
             raise ValueError("must be a number of hosts such as 2, or a range such as '2-4'")
         return nodes
 
-    @model_validator(mode="after")
-    def _processes_are_on_one_host(self) -> Self:
-        if self.launcher == "processes" and self.node_range != (1, 1):
-            raise ValueError(
-                f"nodes = {self.nodes!r} with launcher = 'processes': processes start on this host alone; set "
-                "launcher = 'auto', or nodes = 1"
-            )
-        return self
+    @field_validator("launcher")
+    @classmethod
+    def _processes_are_on_one_host(cls, launcher: str, info: ValidationInfo) -> str:
+        nodes = info.data.get("nodes", 1)
+        if launcher == "processes" and str(nodes) != "1":
+            raise ValueError(f"processes start on this host alone, and nodes is {nodes!r}; set 'auto', or nodes to 1")
+        return launcher
 
     @property
     def node_range(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ class RayDriver:
             raise ResourceError(
                 "cluster.launcher = 'ray' without Ray", "several hosts need it", "pip install 'towpath[cluster]'"
             )
+        _require_head(address)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
@@ -50,11 +52,8 @@ class RayDriver:
         try:
             self.head = str(self.ask("connect", CONNECT_SECONDS, address=address)["head"])
         except ResourceError as error:
-            raise ResourceError(
-                f"cluster.address = {address!r}: no Ray cluster: {error.value}",
-                "launcher = 'ray' uses a cluster that runs, with the same token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)",
-                "`ray start --head` here, or set cluster.address to HOST:PORT of its head; `ray status` must work",
-            ) from error
+            self.close()
+            raise _no_cluster(address, error.value) from error
 
     def ask(self, method: str, limit: float, **arguments: Any) -> dict[str, Any]:
         """A reply within a limit."""
@@ -67,7 +66,7 @@ class RayDriver:
         deadline = time.monotonic() + limit
         while b"\n" not in self._unread:
             if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                self.close()
+                self.process.kill()
                 raise self._failed(f"Ray did not answer {method!r} within {limit:.0f} s")
             part = os.read(self.process.stdout.fileno(), 1 << 16)
             if not part:
@@ -86,14 +85,36 @@ class RayDriver:
 
     def close(self) -> None:
         """End it, and with it the placement."""
-        if self.process.stdin:
-            with suppress(OSError):
-                self.process.stdin.close()
+        assert self.process.stdin and self.process.stdout
+        with suppress(OSError):
+            self.process.stdin.close()
         try:
             self.process.wait(10.0)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.process.stdout.close()
+
+
+def _no_cluster(address: str, reason: str) -> ResourceError:
+    return ResourceError(
+        f"cluster.address = {address!r}: no Ray cluster: {reason}",
+        "launcher = 'ray' uses a cluster that runs, with the same token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)",
+        "`ray start --head` here, or set cluster.address to HOST:PORT of its head; `ray status` must work",
+    )
+
+
+def _require_head(address: str) -> None:
+    """Whether something listens at an address that is given: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdigit():
+        raise _no_cluster(address, "not HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), 10.0).close()
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from error
 
 
 class RayHosts:
@@ -112,6 +133,8 @@ class RayHosts:
     def gather(self, on_change: Callable[[], None]) -> list[Agent]:
         """An agent on each node, on as many as there are up to `nodes`; `on_change` is called before they change."""
         low, high = self.cluster.node_range
+        if self.driver.process.poll() is not None:  # it ends with the head node, or with the node it has joined
+            self.driver = RayDriver(self.cluster.address)
         alive = [known.answers() for known in self.agents]
         if self.agents and all(alive) and (len(alive) == high or len(self._usable()) <= len(alive)):
             return self.agents
@@ -157,8 +180,13 @@ class RayHosts:
         """Versions of the nodes on which bundles are reserved, this host's own first."""
         self.driver.ask("release", 30.0)
         deadline = time.monotonic() + self.cluster.wait
+        waiting = False
         while True:
-            count = max(low, min(high, len(self._usable())))
+            usable = len(self._usable())
+            count = max(low, min(high, usable))
+            if usable < low and not waiting:
+                waiting = True
+                print_note(f"waiting up to {self.cluster.wait:g} s for {low} nodes; {usable} are free")
             left = max(1.0, deadline - time.monotonic())
             limit = left if count == low else min(left, SPARE_SECONDS)
             bundle = self.bundle(self._nodes())

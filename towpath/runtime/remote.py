@@ -150,8 +150,11 @@ class Agent:
         """Whether the connection stands, as far as is known without asking."""
         if self.lost or self.channel is None:
             return False
-        readable, _, _ = select.select([self.channel], [], [], 0)
-        if readable and not self._connection.recv(1, socket.MSG_PEEK):
+        try:
+            readable, _, _ = select.select([self.channel], [], [], 0)
+            if readable and not self._connection.recv(1, socket.MSG_PEEK):
+                self.drop()
+        except OSError:
             self.drop()
         return not self.lost
 
@@ -159,7 +162,7 @@ class Agent:
         """Whether it answers within its limit."""
         if not self.alive:
             return False
-        with suppress(ResourceError, ChannelClosed):
+        with suppress(ResourceError):
             self.send({"ping": True})
             self.receive("pong", LIMIT)
         return not self.lost
@@ -170,8 +173,13 @@ class Agent:
         self._connection.close()
 
     def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message; ResourceError where the host is lost."""
         assert self.channel
-        self.channel.send(dict(message))
+        try:
+            self.channel.send(dict(message))
+        except ChannelClosed as error:
+            self.drop()
+            raise ResourceError(f"{self.name}: the connection to this host was lost: {error}") from error
 
     def receive(self, key: str, limit: float) -> Any:
         """Its next message of a kind within a limit; those on ended workers are remembered."""
@@ -203,7 +211,7 @@ class Agent:
     def end(self) -> None:
         """The run is over: the agent's process ends in peace."""
         if not self.lost:
-            with suppress(ChannelClosed, OSError):
+            with suppress(ResourceError):
                 self.send({"end": True}) if self.channel else self.refuse("the run is over")
             self.drop()
 
@@ -273,7 +281,7 @@ class Remote:
         for agent in dict.fromkeys(self.agents):
             pids = [pid for pid, owner in zip(self._pids, self.agents, strict=False) if owner is agent]
             if agent.alive and pids:
-                with suppress(ChannelClosed):
+                with suppress(ResourceError):
                     agent.send({"kill": pids})
                     asked.append(agent)
         deadline = time.monotonic() + LIMIT

@@ -28,6 +28,8 @@ from towpath.runtime.versions import require_same
 from towpath.store.publish import replace_file
 
 POLL_SECONDS = 1.0
+NOTE_SECONDS = 10.0
+"""Time after which waiting is worth a line."""
 
 
 class TaskHosts:
@@ -107,9 +109,10 @@ class TaskHosts:
         """All tasks, within the time; of a range of nodes as many as there are after a loss, if they are enough."""
         deadline = time.monotonic() + self.cluster.wait
         lost = bool(self.agents) and self.least < self.task.world
+        noted = False
         while len(self.agents) < self.task.world:
             enough = lost and len(self.agents) >= self.least
-            limit = min(deadline, time.monotonic() + POLL_SECONDS)
+            limit = min(deadline, time.monotonic() + (POLL_SECONDS if enough else NOTE_SECONDS))
             arrived = self.listener.take(lambda hello: "agent" in hello, limit)
             if arrived is not None:
                 self._admit(*arrived)
@@ -117,6 +120,9 @@ class TaskHosts:
                 return
             elif time.monotonic() > deadline:
                 raise self._missing()
+            elif not noted:
+                noted = True
+                print_note(f"waiting up to {self.cluster.wait:g} s for tasks: {len(self.agents)} of {self.task.world}")
 
     def _admit(self, hello: Mapping[str, Any], connection: socket.socket) -> None:
         arrived = Agent(hello, connection)
