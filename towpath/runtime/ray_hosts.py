@@ -94,6 +94,7 @@ class RayDriver:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+        self._log.close()
 
 
 def _no_cluster(address: str, reason: str) -> ResourceError:
@@ -134,6 +135,7 @@ class RayHosts:
         """An agent on each node, on as many as there are up to `nodes`; `on_change` is called before they change."""
         low, high = self.cluster.node_range
         if self.driver.process.poll() is not None:  # it ends with the head node, or with the node it has joined
+            self.driver.close()
             self.driver = RayDriver(self.cluster.address)
         alive = [known.answers() for known in self.agents]
         if self.agents and all(alive) and (len(alive) == high or len(self._usable()) <= len(alive)):
