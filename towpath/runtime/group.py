@@ -284,13 +284,28 @@ class Group:
     # State
 
     def snapshot(self) -> Snapshot:
-        return self._first("snapshot")
+        """A copy of the weights, which the workers keep."""
+        return self._kept(self._all("snapshot"))
 
-    def state(self) -> Snapshot:
-        return self._first("state")
+    def restore(self, snapshot: Snapshot) -> None:
+        """Load a snapshot on all workers."""
+        self._ask("restore", [{"snapshot": _number(snapshot, rank)} for rank in range(self.workers.count)])
 
-    def restore(self, state: Snapshot) -> None:
-        self._all("restore", state=dict(state))
+    def write_state(self, folder: Path, best: Snapshot | None) -> None:
+        """Each worker writes what it alone has."""
+        arguments = [{"folder": folder, "best": _number(best, rank)} for rank in range(self.workers.count)]
+        self._ask("write_state", arguments)
+
+    def read_state(self, folder: Path) -> Snapshot | None:
+        """Load a checkpoint on all workers, whatever number of them wrote it."""
+        return self._kept(self._all("read_state", folder=folder))
+
+    def _kept(self, numbers: Sequence[int | None]) -> SharedHandle | None:
+        """A handle to what each worker keeps under its number."""
+        if all(number is None for number in numbers):
+            return None
+        by_rank = {rank: number for rank, number in enumerate(numbers) if number is not None}
+        return self._handle(by_rank, [None] * self.workers.count, 0)
 
     def reset_optimizer(self) -> None:
         self._all("reset_optimizer")
@@ -325,6 +340,11 @@ class Group:
     def agree(self, value: float) -> float:
         """The number itself: one process decides."""
         return value
+
+
+def _number(handle: SharedHandle | None, rank: int) -> dict[str, Any] | None:
+    """A worker's own number of a handle, as an argument."""
+    return None if handle is None or rank not in handle.numbers else {"handle": handle.numbers[rank]}
 
 
 def _handle_argument(features: SharedHandle, rank: int) -> dict[str, Any]:

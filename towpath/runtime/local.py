@@ -32,7 +32,7 @@ from towpath.models.head import token_logprobs
 from towpath.models.heads import WIDE, RidgeHead, ScalarHead, random_feature_mean, running_mean
 from towpath.progress import print_note, progress
 from towpath.recipe import Compile
-from towpath.runtime import passes
+from towpath.runtime import passes, state_files
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot, WeightSink
 from towpath.runtime.out_of_memory import with_less
 from towpath.runtime.process import memory_in_use, release_memory
@@ -41,6 +41,8 @@ PACK_WIDTH = 256
 """Widest line that short rows are packed into; wider ones spend on attention what they save on padding."""
 FEWEST_TOKENS = 16
 """Tokens a pass below which splitting further gains nothing."""
+BEST = "best:"
+"""Begins the names of the best weights in a checkpoint."""
 MOST_PREFIX_BYTES = 2**30
 """States of frozen layers that are cached for one batch."""
 
@@ -544,11 +546,22 @@ class Local:
 
     # State
 
+    def write_state(self, folder: Path, best: Snapshot | None) -> None:
+        """Write weights, optimizer state and a snapshot to a folder."""
+        state_files.write_slices(folder, 0, 1, self.state() | {f"{BEST}{key}": x for key, x in (best or {}).items()})
+
+    def read_state(self, folder: Path) -> Snapshot | None:
+        """Load what `write_state` wrote, here or on workers, and return its snapshot."""
+        reader = state_files.StateReader(folder)
+        state, best = state_files.split_prefix({key: reader.read(key) for key in reader.keys()}, BEST)  # noqa: SIM118
+        self.restore(state)
+        return best or None
+
     def snapshot(self) -> Snapshot:
         """A copy of all that trains: weights, and closed-form heads with the sums they rest on."""
         return {key: tensor.clone() for key, tensor in self._learned().items()}
 
-    def state(self) -> Snapshot:
+    def state(self) -> dict[str, Tensor]:
         """Weights and optimizer: the tensors themselves, to be written before the next step."""
         assert self.optimizer is not None
         tensors = self._learned()
@@ -557,9 +570,13 @@ class Local:
                 tensors[f"adam:{name}:{key}"] = value.cpu()
         return tensors
 
-    def _learned(self) -> dict[str, Tensor]:
+    def live(self) -> dict[str, Tensor]:
+        """The tensors that are learned, themselves."""
         weights = {key: parameter.detach() for key, parameter in self.trained().items()}
-        return {key: tensor.cpu() for key, tensor in (weights | self._low_bits() | self._closed_form()).items()}
+        return weights | self._low_bits() | self._closed_form()
+
+    def _learned(self) -> dict[str, Tensor]:
+        return {key: tensor.cpu() for key, tensor in self.live().items()}
 
     def _low_bits(self) -> dict[str, Tensor]:
         """The low bits of weights that are split into bfloat16 and a rest."""
@@ -571,8 +588,9 @@ class Local:
         heads = {name: role.closed_form_head for name, role in self.roles.items() if role.closed_form_head is not None}
         return {f"fit:{name}/{key}": x for name, head in heads.items() for key, x in head.state().items()}
 
-    def restore(self, state: Snapshot) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Load the tensors of `snapshot` or `state`."""
+        state = snapshot
         for key, part in self._closed_form().items():
             if key in state:
                 part.copy_(state[key])

@@ -4,13 +4,15 @@ B rows, N tokens, F features.
 """
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from towpath.models.heads import RidgeHead
-from towpath.runtime.contract import Handle
+from towpath.runtime.contract import Handle, Snapshot
 from towpath.runtime.local import Local
 
 
@@ -25,10 +27,52 @@ class Replica(Local):
     def digest(self) -> str:
         """A hash of all that trains, which must be the same on all workers."""
         content = hashlib.sha256()
-        for key, tensor in self.snapshot().items():
+        for key, tensor in self.live().items():
             content.update(key.encode())
-            content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return content.hexdigest()
+
+    # State: the first worker writes and reads it, and all get it
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the weights; the first worker's stands for all."""
+        return super().snapshot() if self.rank == 0 else {}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Load the first worker's snapshot everywhere."""
+        if self.rank == 0:
+            super().restore(snapshot)
+        self._broadcast(list(self.live().values()))
+
+    def write_state(self, folder: Path, best: Snapshot | None) -> None:
+        if self.rank == 0:
+            super().write_state(folder, best)
+
+    def read_state(self, folder: Path) -> Snapshot | None:
+        """The first worker reads: the others may have no such folder."""
+        best = None
+        trained = self.trained()
+        has_state = torch.zeros(len(trained), device=self.device)
+        if self.rank == 0:
+            best = super().read_state(folder)
+        assert self.optimizer is not None
+        if self.rank == 0:
+            has_state = torch.tensor([float(p in self.optimizer.state) for p in trained.values()], device=self.device)
+        self._broadcast([has_state, *self.live().values()])
+        for weight, present in zip(trained.values(), has_state.tolist(), strict=True):
+            if present:
+                self._broadcast(list(self.optimizer.state_of(weight).values()))
+        return best if self.rank == 0 else {}
+
+    @torch.no_grad()
+    def _broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """The first worker's values everywhere."""
+        if _world() == 1:
+            return
+        for tensor in tensors:
+            value = tensor.to(self.device)
+            dist.broadcast(value, 0)
+            tensor.copy_(value)
 
     def step(self, rate: float, max_grad_norm: float) -> float:
         """Add the gradients of all workers, then the step of `Local`, the same everywhere."""

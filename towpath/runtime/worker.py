@@ -165,9 +165,12 @@ class Worker:
             self.handles.pop(number, None)
         replica = self.runtimes[runtime]
         arguments = {name: self._with_handles(x) for name, x in arguments.items()}
-        if method in ("forward_backward", "forward"):
-            arguments |= {"count": self.tick} if method == "forward_backward" else {}
-        return self._without_handles(getattr(replica, method)(**arguments))
+        if method == "forward_backward":
+            arguments |= {"count": self.tick}
+        result = getattr(replica, method)(**arguments)
+        if method in ("snapshot", "read_state"):
+            return None if result is None else self._number(result)
+        return self._without_handles(result)
 
     def do_run(self, runtime: int, function: str, arguments: Mapping[str, Any]) -> Any:
         """`package.module:function` with the runtime, a counter of progress, and plain data."""
