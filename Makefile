@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 RUN ?= runs/quickstart
 SETTINGS ?=
 
-.PHONY: setup system demo test check prove strength bench bench-data bench-gpu clean
+.PHONY: setup system demo test check prove strength bench bench-data gpu clean
 setup: $(V)/.ready
 
 # torch first: asked for by another package, a CPU machine would get gigabytes of CUDA libraries.
@@ -77,11 +77,11 @@ bench-data: setup
 	$(PY) -m benchmarks.large_data --prompts 5000,50000,200000,1000000 --json benchmarks/results/large_data.json --svg docs/images/data-growth.svg
 	$(PY) -m benchmarks.large_labels --completions 10000,100000 --json benchmarks/results/large_labels.json
 
-# Speed beside other libraries on a machine with a GPU, ours alone, one command.
-bench-gpu: setup
-	for workload in benchmarks/workloads/gpu/*.json; do
-	  $(PY) -m benchmarks.run $$workload --implementations towpath --json benchmarks/results/gpu-$$(basename $$workload)
-	done
+# Correctness and speed of one GPU, at most ten minutes, without network or a model: benchmarks/results/gpu-cuda.json. It needs torch, transformers, safetensors,
+# numpy and pydantic only: make gpu PY=python3 takes them from another environment. Tried on a CPU: make gpu GPU='--tiny --device cpu'.
+GPU ?=
+gpu:
+	$(PY) -m benchmarks.gpu $(GPU)
 
 # A third party's build of vLLM for CPUs; what it brings for pictures and sound does not fit this torch.
 .bench/vllm/.ready:

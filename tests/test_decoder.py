@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from towpath.data.batch import Batch, Row
-from towpath.models import attention, lm, packed_batch
+from towpath.models import attention_choice, lm, packed_batch
 from towpath.models.adapters import Adapters
 from towpath.models.cpu import layers
 from towpath.models.packed_batch import PackedBatch
@@ -30,7 +30,7 @@ READ = {"all": (SEGMENT > 0).flatten().nonzero()[:, 0], "some": torch.tensor([2,
 
 def make_model(kind, dtype=torch.float32, **more):
     more = {"sliding_window": None, **more} if kind == "mistral" else more
-    attention.register()
+    attention_choice.register()
     torch.manual_seed(0)
     model_class, config = KINDS[kind]
     shape = {

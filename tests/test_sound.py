@@ -9,7 +9,7 @@ import transformers
 from towpath.data.batch import Batch, Row
 from towpath.errors import ModelError
 from towpath.models import check_model
-from towpath.models.attention import register
+from towpath.models.attention_choice import register
 from towpath.models.head import has_plain_logits, head_of, token_logprobs
 from towpath.runtime.local import Local, Role
 

@@ -39,4 +39,4 @@ def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tu
     rows = float(len(batch))
     right = (log_ratio_detached_B > c["point"]) == c["desirable"]
     sums = {"loss": cost_B.detach(), "accuracy": right.float(), "log_ratio": log_ratio_detached_B, "point": c["point"]}
-    return cost_B.sum(), {name: (float(x.sum()), rows) for name, x in sums.items()}
+    return cost_B.sum(), {name: (x.sum(), rows) for name, x in sums.items()}

@@ -26,5 +26,5 @@ def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tu
     count = float(len(chosen_N))
     parts = {"odds": odds_N, "nll": -chosen_N}
     return cost_N.sum(), pairwise.metrics(cost_N, chosen_N, rejected_N) | {
-        name: (float(x.detach().sum()), count) for name, x in parts.items()
+        name: (x.detach().sum(), count) for name, x in parts.items()
     }

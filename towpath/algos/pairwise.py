@@ -41,4 +41,4 @@ def metrics(cost_N: Tensor, chosen_N: Tensor, rejected_N: Tensor) -> Metrics:
         "chosen": chosen_N,
         "rejected": rejected_N,
     }
-    return {name: (float(x.sum()), count) for name, x in values.items()}
+    return {name: (x.sum(), count) for name, x in values.items()}

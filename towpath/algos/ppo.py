@@ -38,7 +38,6 @@ def weigh(batch: Batch, cfg: Policy) -> float:
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Sum over tokens of the clipped surrogate and the weighted value error; policy and critic may come in passes of
     their own, each with the other's output empty."""
-    mask = out.mask_BT
     c = batch.columns
     total = torch.zeros(())
     metrics = Metrics()
@@ -46,7 +45,8 @@ def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tu
         cost, metrics = surrogate.loss(out, batch, cfg.ppo.clip, cfg.ppo.clip)
         total = total + knobs["policy_weight"] * cost
     if out.value_BT.numel():
-        error = F.clipped_value_loss(out.value_BT[mask], c["value"][mask], c["returns"][mask], cfg.ppo.value_clip)
-        metrics["value_loss"] = float(error.detach().sum()), weigh(batch, cfg)
+        value, old_value, target = (out.answer_tokens(x) for x in (out.value_BT, c["value"], c["returns"]))
+        error = F.clipped_value_loss(value, old_value, target, cfg.ppo.value_clip)
+        metrics["value_loss"] = error.detach().sum(), weigh(batch, cfg)
         total = total + cfg.ppo.value_weight * error.sum()
     return total, metrics

@@ -26,7 +26,7 @@ def prepare(batch: Batch, cfg: Reward, knobs: dict[str, float]) -> Batch:
 
 def weigh(batch: Batch, cfg: Reward) -> float:
     """The number of decided pairs."""
-    return float((batch.columns["beats"] > 0).sum())
+    return float((batch.on_host("beats") > 0).sum())
 
 
 def margins(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -37,17 +37,18 @@ def margins(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def decided(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of the chosen and the rejected answer of every decided pair [N], and its strength."""
-    beats_BK = batch.columns["beats"]
-    place_B = batch.columns["place"]
-    row_N, k_N = torch.nonzero(beats_BK > 0, as_tuple=True)
-    return score_B[row_N], score_B[row_N - place_B[row_N] + k_N], beats_BK[row_N, k_N]
+    row_N, k_N = torch.nonzero(batch.on_host("beats") > 0, as_tuple=True)
+    other_N = row_N - batch.on_host("place")[row_N] + k_N
+    row_N, k_N, other_N = (index.to(score_B.device, non_blocking=True) for index in (row_N, k_N, other_N))
+    return score_B[row_N], score_B[other_N], batch.columns["beats"][row_N, k_N]
 
 
 def doubt(batch: Batch, smoothing: float) -> Tensor:
     """For every decided pair the chance that the other answer is the better one, the recipe's smoothing on top."""
-    beats_BK = batch.columns["beats"]
-    sure_BK = batch.columns.get("sure", torch.ones_like(beats_BK))
-    return smoothing + (1 - 2 * smoothing) * (1 - sure_BK[beats_BK > 0])
+    beats_BK = batch.on_host("beats")
+    sure_BK = batch.on_host("sure") if "sure" in batch.columns else torch.ones_like(beats_BK)
+    doubt_N = smoothing + (1 - 2 * smoothing) * (1 - sure_BK[beats_BK > 0])
+    return doubt_N.to(batch.columns["beats"].device, non_blocking=True)
 
 
 def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
@@ -61,7 +62,7 @@ def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tu
     total = pairs.sum() + cfg.center * ((chosen_N + rejected_N) ** 2).sum()
     gap_N = gap_N.detach()
     return total, {
-        "loss": (float(pairs.detach().sum()), count),
-        "accuracy": (float((gap_N > 0).sum()), count),
-        "gap": (float(gap_N.sum()), count),
+        "loss": (pairs.detach().sum(), count),
+        "accuracy": ((gap_N > 0).sum(), count),
+        "gap": (gap_N.sum(), count),
     }

@@ -25,12 +25,14 @@ def weigh(batch: Batch, cfg: Sft) -> float:
 
 def loss(out: Outputs, batch: Batch, cfg: Sft, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Weighted sum of -log p over answer tokens."""
-    weight_BT = _weight_BT(batch).to(out.logp_BT)
+    host_BT = _weight_BT(batch)
+    weight_BT = host_BT.to(out.logp_BT.dtype).to(out.logp_BT.device, non_blocking=True)
     total = -torch.where(out.mask_BT, out.logp_BT * weight_BT, 0.0).sum()
-    return total, {"loss": (float(total.detach()), float(weight_BT.sum()))}
+    return total, {"loss": (total.detach(), float(host_BT.to(out.logp_BT.dtype).sum()))}
 
 
 def _weight_BT(batch: Batch) -> Tensor:
-    """Weight of each token: 0 on padding and on turns that are not trained on, 1 elsewhere by default."""
+    """Weight of each token, in host memory: 0 on padding and on turns that are not trained on, 1 elsewhere by
+    default."""
     mask_BT = torch.as_tensor(batch.mask_BT, dtype=torch.float32)
-    return mask_BT * batch.columns["weight"] if "weight" in batch.columns else mask_BT
+    return mask_BT * batch.on_host("weight") if "weight" in batch.columns else mask_BT

@@ -28,17 +28,18 @@ def loss(
     c = batch.columns
     old_BT = out.logp_BT.detach() if "on_policy" in c else c["old_logp"]
     # from here on [N]: the answer tokens of all rows
-    log_ratio = (out.logp_BT - old_BT)[mask]
+    read = out.answer_tokens
+    log_ratio = read(out.logp_BT - old_BT)
     advantage_column = c["advantage"]
-    advantage = (advantage_column if advantage_column.ndim == 2 else advantage_column[:, None].expand(mask.shape))[mask]
+    advantage = read(advantage_column if advantage_column.ndim == 2 else advantage_column[:, None].expand(mask.shape))
     surrogate, clipped = F.clipped_policy_loss(log_ratio, advantage, low, high)
-    k3 = F.kl_estimates(out.logp_BT[mask], c["ref_logp"][mask])[2] if kl_coef else torch.zeros_like(surrogate)
+    k3 = F.kl_estimates(read(out.logp_BT), read(c["ref_logp"]))[2] if kl_coef else torch.zeros_like(surrogate)
     cost = surrogate + kl_coef * k3
     if token_weight_B is not None:
-        cost = cost * token_weight_B[:, None].expand(mask.shape)[mask]
+        cost = cost * read(token_weight_B[:, None].expand(mask.shape))
     if "correction" in c:
-        cost = cost * _corrected(old_BT, batch)[mask]
-    tokens = float(mask.sum())
+        cost = cost * read(_corrected(old_BT, batch))
+    tokens = float(batch.mask_BT.sum())
     ratio = log_ratio.detach().exp()
     # summed now, divided by the number of tokens when passes are joined
     sums = {
@@ -47,13 +48,13 @@ def loss(
         "ratio": ratio,
         "ratio_error": (ratio - 1).abs(),
         "approx_kl": F.kl_estimates(-log_ratio.detach(), torch.zeros_like(ratio))[2],
-        "entropy": out.entropy_BT[mask],
+        "entropy": read(out.entropy_BT),
     }
     if kl_coef:
         sums["kl_loss"] = k3
     if "on_policy" in c:
-        sums["sampler_error"] = (old_BT - c["old_logp"])[mask].abs()
-    return cost.sum(), {name: (float(x.detach().sum()), tokens) for name, x in sums.items()}
+        sums["sampler_error"] = read(old_BT - c["old_logp"]).abs()
+    return cost.sum(), {name: (x.detach().sum(), tokens) for name, x in sums.items()}
 
 
 def _corrected(old_BT: Tensor, batch: Batch) -> Tensor:

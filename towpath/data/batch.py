@@ -3,6 +3,7 @@
 P lines, L tokens of a line, B rows, T answer tokens.
 """
 
+import itertools
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,8 @@ class Batch:
     fixed: frozenset[str] = frozenset()
     handles: Mapping[str, Any] = field(default_factory=dict)
     """What a runtime keeps of these rows; the column `cached_row` numbers them there."""
+    host: Mapping[str, Any] = field(default_factory=dict)
+    """The columns in host memory, where `columns` are on a device."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,15 +80,20 @@ class Batch:
         """The same rows with further columns."""
         return replace(self, columns={**self.columns, **columns})
 
+    def on_host(self, name: str) -> Any:
+        """A column in host memory: what is read from a device waits for all work before it."""
+        return self.host.get(name, self.columns[name])
+
     def with_handle(self, name: str, handle: Any) -> "Batch":
         """The same rows with a handle to data that a runtime keeps for them."""
         cached_row = self.columns.get("cached_row", np.arange(len(self)))
         return replace(self, columns={**self.columns, "cached_row": cached_row}, handles={**self.handles, name: handle})
 
-    def micro_batches(self, tokens: int) -> Iterator["Batch"]:
+    def micro_batches(self, tokens: int, repeated_prompts: bool = False) -> Iterator["Batch"]:
         """Split into as few micro-batches of at most about `tokens` as possible, of similar size and length.
 
-        Rows of one prompt stay together where possible. The losses of all parts add up to the loss of the whole.
+        Rows of one prompt stay together where possible, and count it once, or with every row if `repeated_prompts`.
+        The losses of all parts add up to the loss of the whole.
         """
         sizes = np.array(self.sizes or [1] * len(self.rows))
         starts = np.cumsum(sizes) - sizes
@@ -95,7 +103,10 @@ class Batch:
         for prompt, rows in zip(prompts, groups, strict=True):
             longest[prompt] = max(longest.get(prompt, 0), *(len(row.ids) for row in rows))
         order = sorted(range(len(groups)), key=lambda i: (-longest[prompts[i]], prompts[i]))
-        costs = [(prompts[i], groups[i][0].start, sum(row.answer_length for row in groups[i])) for i in order]
+        if repeated_prompts:
+            costs = [(b"", 0, sum(len(row.ids) for row in groups[i])) for i in order]
+        else:
+            costs = [(prompts[i], groups[i][0].start, sum(row.answer_length for row in groups[i])) for i in order]
         fewest_parts = len(_split_by_tokens(costs, tokens))
         even_limit = bisect_left(range(tokens), -fewest_parts, key=lambda limit: -len(_split_by_tokens(costs, limit)))
         for part in _split_by_tokens(costs, even_limit):
@@ -140,6 +151,24 @@ class PackedRows:
     parent_PL: np.ndarray
     token_positions: list[np.ndarray]
     """For each row, the indices of its tokens in the flattened lines."""
+    begin_B1: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Where each row begins in the only line, and where the last one ends; empty where lines are padded."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(map(len, self.token_positions), default=0)
+
+
+def concatenate(rows: Sequence[Row]) -> PackedRows:
+    """Rows one after another in one line without padding, each a segment; prompts are repeated with every row."""
+    lengths = np.array([len(row.ids) for row in rows])
+    begin_B1 = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    positions = [np.arange(begin, end) for begin, end in itertools.pairwise(begin_B1.tolist())]
+    segment_1L = np.repeat(np.arange(1, len(rows) + 1), lengths)[None]
+    position_1L = np.concatenate([np.arange(length) for length in lengths])[None]
+    ids_1L = np.concatenate([row.ids for row in rows])[None]
+    return PackedRows(ids_1L, position_1L, segment_1L, segment_1L, positions, begin_B1)
 
 
 def pack(rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:

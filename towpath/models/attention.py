@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 NAME = "grouped"
 
@@ -45,10 +43,3 @@ def grouped(
         weights = torch.nn.functional.dropout(weights, dropout)
     out = torch.bmm(weights.view(batch * kv, heads // kv * length, -1), v)
     return out.view(batch, heads, length, -1).transpose(1, 2), None
-
-
-def register() -> str:
-    """Register this attention and its additive mask with transformers; returns its name."""
-    AttentionInterface.register(NAME, grouped)
-    AttentionMaskInterface.register(NAME, eager_mask)
-    return NAME

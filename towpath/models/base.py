@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from towpath.data.chat import PROBES, Chat, pad_token
 from towpath.errors import ModelError
 from towpath.models import check_model, files, quantized, shape
-from towpath.models.attention import register
+from towpath.models.attention_choice import register, resolve
 from towpath.models.convert import naming_files
 from towpath.models.locate import find
 
@@ -34,6 +34,7 @@ def load(
     register()
     files.require(Path(folder))
     files.require_memory(Path(folder), dtype.itemsize)
+    attention = resolve(attention, folder, dtype, device)
     is_classifier = files.is_classifier(folder)
     with _naming_classifiers(is_classifier):
         shape.require(folder, attention)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from towpath.data.classifier_format import ClassifierFormat
 from towpath.errors import ModelError
 from towpath.models import base, files
-from towpath.models.attention import register
+from towpath.models.attention_choice import register
 from towpath.models.convert import naming_files
 from towpath.progress import progress
 from towpath.records import Message

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from towpath.models import lm
+from towpath.models.pass_memory import head_rows
 
 LOUD = 100.0
 """What the largest logit is brought to where heads are compared: a cap shows on large ones alone."""
@@ -68,9 +69,11 @@ def head_of(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def token_logprobs(
-    model: Any, states_ND: Tensor, target_N: Tensor, temperature: float, entropy: bool, chunk: int = 256
+    model: Any, states_ND: Tensor, target_N: Tensor, temperature: float, entropy: bool, chunk: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and, if `entropy`, the entropy (without gradient) at each position, by the model's own head."""
+    """log p(target) and, if `entropy`, the entropy (without gradient) at each position, by the model's own head. Logits
+    are made for `chunk` states at a time, by default as many as suit the device."""
+    chunk = chunk or head_rows(states_ND.device.type == "cpu", model.config.get_text_config().vocab_size)
     if has_plain_logits(model):
         weight_VD = model.get_output_embeddings().weight
         return lm.token_logprobs(states_ND, weight_VD, target_N, temperature, entropy, chunk)

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from towpath.data.batch import PackedRows, Row, pack
+from towpath.data.batch import PackedRows, Row, concatenate, pack
 from towpath.models.cpu import kernels, layers
-from towpath.models.packed_batch import PackedBatch, masks
+from towpath.models.packed_batch import PackedBatch, concatenates_rows, masks
 
 
 def pack_rows(model: Any, rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:
-    """Pack rows into sequences of at most `width` tokens; one row a sequence where the layers need no padding."""
+    """Pack rows into sequences of at most `width` tokens; one row a sequence where the layers need no padding, all rows
+    in one where attention is told where they begin."""
+    if concatenates_rows(model):
+        return concatenate(rows)
     return pack(rows, pad, 0 if layers.is_supported(model) else width)
 
 

@@ -12,17 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from towpath.models import varlen
+
 CALL_COST = 12_000
 """Cost of one more attention call, in cells of the score matrix; 5,000 and 20,000 are as fast."""
 
 
 class PackedBatch(NamedTuple):
-    """Tensors of packed rows, see `data.batch.Packed`."""
+    """Tensors of packed rows, see `data.batch.PackedRows`."""
 
     ids_PL: Tensor
     position_PL: Tensor
     segment_PL: Tensor
     parent_PL: Tensor
+    begin_B1: Tensor | None = None
+    """Where rows begin that follow one another in a single line without padding, int32."""
+    longest: int = 0
+    """Tokens of the longest row."""
+
+
+def concatenates_rows(model: Any) -> bool:
+    """Whether the model's attention reads rows one after another in a single line, by where each begins."""
+    return model.config._attn_implementation == varlen.NAME
 
 
 def window_of(config: Any) -> int | None:
@@ -42,6 +53,8 @@ def by_layer(config: Any, whole: Tensor, windowed: Tensor) -> Tensor | dict[str,
 
 def masks(config: Any, packed: PackedBatch, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     """Attention masks of packed rows; the window matters only where rows are longer."""
+    if config._attn_implementation == varlen.NAME:
+        return varlen.row_mask(*_row_begins(packed))
     whole = attention_mask(packed.segment_PL, dtype, packed.parent_PL)
     window = window_of(config)
     if window is None or int(packed.position_PL.max()) < window:
@@ -49,6 +62,17 @@ def masks(config: Any, packed: PackedBatch, dtype: torch.dtype) -> Tensor | dict
     # distance of every query from every key
     apart_PLL = packed.position_PL[:, :, None] - packed.position_PL[:, None, :]
     return by_layer(config, whole, whole.masked_fill(apart_PLL[:, None] >= window, torch.finfo(dtype).min))
+
+
+def _row_begins(packed: PackedBatch) -> tuple[Tensor, int]:
+    """Where the rows of a single line begin, and the length of the longest; found in the segments if need be."""
+    if packed.begin_B1 is not None and packed.begin_B1.numel():
+        return packed.begin_B1, packed.longest
+    segment_L = packed.segment_PL[0]
+    changes_N = (segment_L[1:] != segment_L[:-1]).nonzero()[:, 0] + 1
+    ends_B = torch.cat([changes_N.cpu(), torch.tensor([len(segment_L)])])
+    begin_B1 = torch.cat([torch.zeros(1, dtype=torch.long), ends_B])
+    return begin_B1.int().to(segment_L.device), int(begin_B1.diff().max())
 
 
 def windowed(config: Any, mask: Tensor, end: int) -> Tensor | dict[str, Tensor]:

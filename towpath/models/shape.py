@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from towpath.errors import ModelError
 from towpath.models import check_model, files
 from towpath.models.adapters import is_target
-from towpath.models.attention import register
+from towpath.models.attention_choice import register
 from towpath.models.coverage import Coverage
 from towpath.models.lora_layers import LINEAR
 from towpath.models.packed_batch import window_of

@@ -1,6 +1,8 @@
 """`[model]`: the base model, and the LoRA settings that stages share."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from towpath.recipe.reader import Section, value
 
@@ -59,8 +61,15 @@ class Model(Section):
         why="auto takes bfloat16 where it is measured to be faster",
     )
     device: str = value("auto", "cpu, cuda or auto")
-    attention: Literal["grouped", "sdpa", "eager"] = value(
-        "grouped", "attention kernel", why="grouped matrix products are faster on CPUs at short lengths"
+    attention: Literal["auto", "grouped", "varlen", "sdpa", "eager"] = value(
+        "auto",
+        "attention: grouped matrix products, varlen (FlashAttention over rows without padding), or transformers' own",
+        why="auto is grouped on CPUs, which is faster at short lengths, and varlen on GPUs where the model allows it",
+    )
+    kernels: Literal["auto", "plain", "liger"] = value(
+        "auto",
+        "norms and gated activations: the model's own (plain), or fused by Liger on a GPU, with towpath[gpu]",
+        why="auto is plain: which is faster has not been measured",
     )
     template: str = value(
         "model",
@@ -78,9 +87,19 @@ class Model(Section):
         why="for long rows; a training step takes about a third longer, and the gradient is the same",
     )
     compile: Compile = value(Compile(), "torch.compile; no effect on CPUs for models of Llama's family")
-    tokens_per_pass: int = value(
-        1024, "tokens in one forward pass; changes memory use, never the gradient", "512-8192", ge=16
+    tokens_per_pass: int | Literal["auto"] = value(
+        "auto",
+        "tokens in one forward pass; changes memory use, never the gradient",
+        "auto, 512-32768",
+        "auto is 1024 on a CPU; on a GPU as many as its memory holds, up to 32768",
     )
+
+    @field_validator("tokens_per_pass", mode="before")
+    @classmethod
+    def _check_tokens(cls, tokens: Any) -> Any:
+        if tokens == "auto" or (type(tokens) is int and tokens >= 16):
+            return tokens
+        raise ValueError("a whole number from 16 on, or 'auto'")
 
     @property
     def is_on_gpu(self) -> bool:

@@ -35,10 +35,11 @@ def check_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
     try:
         files.require(folder)
         size = model_size(folder)
-        measured = shape.require(str(folder), recipe.model.attention)
+        attention = attention_of(recipe, folder)
+        measured = shape.require(str(folder), attention)
         stages = [(name, stage) for name, stage in _stages(recipe) if stage.method == "lora"]
         targets = dict.fromkeys(tuple(stage.lora.targets) for _, stage in stages)
-        described = shape.described(str(folder), recipe.model.attention)
+        described = shape.described(str(folder), attention)
         coverages = {chosen: shape.coverage(described, chosen) for chosen in targets}
     except ModelError as error:
         return Size(), [Finding("model", "error", error.value, error.rule, error.fix)]
@@ -50,6 +51,15 @@ def check_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
         findings.append(_lora(coverage, [name for name, stage in stages if tuple(stage.lora.targets) == chosen]))
     sides = [coverage.sides for coverage in coverages.values()]
     return replace(size, lora_sides=max(sides, default=None)), [*findings, *check_settings(recipe)]
+
+
+def attention_of(recipe: Recipe, folder: Path) -> str:
+    """The attention that this machine gives the model of a folder."""
+    from towpath.models.attention_choice import resolve
+    from towpath.runtime.process import device_named, dtype_named
+
+    device = device_named(recipe.model.device)
+    return resolve(recipe.model.attention, str(folder), dtype_named(recipe.model.dtype, device), device)
 
 
 def _stages(recipe: Recipe) -> tuple[tuple[str, Sft | Reward | Policy], ...]:
@@ -134,7 +144,7 @@ def check_experts(recipe: Recipe, folder: Path) -> list[Finding]:
 
     if recipe.policy.method != "lora":
         return []
-    described = shape.described(str(folder), recipe.model.attention)
+    described = shape.described(str(folder), attention_of(recipe, folder))
     finding = _lora(shape.coverage(described, recipe.policy.lora.targets), ["policy"])
     return [finding] if finding.severity == "warning" else []
 

@@ -26,6 +26,7 @@ from towpath.rewards import sources
 from towpath.rollout.engine import engine_module
 from towpath.run import judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
+from towpath.run.gpu_checks import check_gpu
 from towpath.run.sizes import Size, disk_needed, memory_needed
 
 ENOUGH_PROMPTS = 200
@@ -81,6 +82,7 @@ def check(
         *_check_decoding(recipe),
         *_check_domains(recipe, corpus),
         *check_engine(recipe),
+        *check_gpu(recipe),
         *_check_kernels(recipe),
         *(_check_raters(recipe, run) if needs_labels(recipe) else ()),
         *trackers.missing(recipe.track),

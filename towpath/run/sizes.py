@@ -14,6 +14,8 @@ BYTES = 4
 """Of a float32 parameter."""
 TRAINING_COPIES = 5
 """A trained parameter with its gradient, two moments and the best checkpoint."""
+TOKENS_PER_PASS = 1024
+"""What `auto` is on a CPU."""
 UNKNOWN_LORA_SHARE = 20
 """Without shapes, an adapter is estimated as this fraction of the model."""
 
@@ -70,7 +72,12 @@ def memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classi
     else:
         scorer += scorer_total
     policy += scorers + classifiers + total * (2 if recipe.policy.method == "lora" else 1)
-    return BYTES * max(sft, scorer, policy) + 8 * recipe.model.tokens_per_pass * size.vocabulary
+    return BYTES * max(sft, scorer, policy) + 8 * _tokens_per_pass(recipe) * size.vocabulary
+
+
+def _tokens_per_pass(recipe: Recipe) -> int:
+    tokens = recipe.model.tokens_per_pass
+    return TOKENS_PER_PASS if tokens == "auto" else tokens
 
 
 def _trained_parameters(recipe: Recipe, size: Size, reward: Size | None) -> tuple[int, int, int]:

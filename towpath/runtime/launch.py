@@ -11,6 +11,7 @@ from towpath.recipe import Cluster, Compile, Model
 from towpath.runtime.contract import Runtime
 from towpath.runtime.group import Group
 from towpath.runtime.local import PACK_WIDTH, Local
+from towpath.runtime.memory_plan import of_classifier
 from towpath.runtime.process import device_named, dtype_named
 from towpath.runtime.workers import shared_workers, visible_gpus
 
@@ -56,6 +57,7 @@ def local(
         model.compile if training else Compile(),
         model.quantize == "4bit" and training,
         model.gradient_checkpointing and training,
+        model.kernels,
     )
 
 
@@ -66,4 +68,5 @@ def launch_classifier(
     name, label = split_label(source)
     device = device_named(model.device)
     dtype = dtype_named(model.dtype, device)
-    return Classifier(find(name, run, key), label, template, dtype, device, model.tokens_per_pass)
+    tokens = of_classifier(model.tokens_per_pass, device)
+    return Classifier(find(name, run, key), label, template, dtype, device, tokens)

@@ -11,31 +11,34 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from towpath.algos.contract import Metrics, Outputs, add
+from towpath.algos.contract import Metrics, Outputs, add, to_floats
 from towpath.data.batch import Batch
 from towpath.data.chat import Chat
 from towpath.data.draws import generator
 from towpath.errors import ResourceError
-from towpath.models import base, export, heads, lm
+from towpath.models import base, export, fused, heads, lm
 from towpath.models.adapters import Adapters
 from towpath.models.check_model import can_split_layers
 from towpath.models.cpu import kernels
 from towpath.models.cpu.optimizer import AdamW, merge_float32, split_float32
 from towpath.models.head import token_logprobs
 from towpath.models.heads import WIDE, RidgeHead, ScalarHead, random_feature_mean, running_mean
+from towpath.models.packed_batch import concatenates_rows
+from towpath.models.varlen import determinism_restored
 from towpath.progress import print_note, progress
 from towpath.recipe import Compile
-from towpath.runtime import passes, state_files
+from towpath.runtime import memory_plan, passes, state_files
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot, WeightSink
 from towpath.runtime.out_of_memory import with_less
 from towpath.runtime.process import memory_in_use, release_memory
+from towpath.runtime.transfer import to_device
 
 PACK_WIDTH = 256
 """Widest line that short rows are packed into; wider ones spend on attention what they save on padding."""
@@ -65,7 +68,7 @@ class Local:
 
     def __init__(
         self,
-        tokens_per_pass: int = 1024,
+        tokens_per_pass: int | Literal["auto"] = 1024,
         pack_width: int = PACK_WIDTH,
         pad: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -74,12 +77,14 @@ class Local:
         compile: Compile | None = None,
         quantize: bool = False,
         gradient_checkpointing: bool = False,
+        kernels: str = "auto",
     ) -> None:
         self.trunks: dict[str, Any] = {}
         self.adapters: dict[str, Adapters] = {}
         self.roles: dict[str, Role] = {}
         self.optimizer: AdamW | None = None
-        self.tokens_per_pass = tokens_per_pass
+        self._plans_tokens = tokens_per_pass == "auto"
+        self.tokens_per_pass: int = memory_plan.ON_A_CPU if tokens_per_pass == "auto" else tokens_per_pass
         self.pack_width = pack_width
         self.pad = pad
         self.dtype = dtype
@@ -89,6 +94,7 @@ class Local:
         self._compile = compile or Compile()
         self._quantize = quantize
         self._gradient_checkpointing = gradient_checkpointing
+        self._kernels = kernels
         self._specs: dict[str, RoleSpec] = {}
         self._pads: dict[str, int] = {}
         """Padding tokens of models with a tokenizer of their own, by trunk."""
@@ -117,6 +123,16 @@ class Local:
         if rates:
             config = optimizer or OptimizerConfig()
             self.start(rates, config.eps, config.weight_decay)
+        if self._plans_tokens:
+            self._plan_tokens()
+
+    def _plan_tokens(self) -> None:
+        """As many tokens a pass as the device's memory holds beside the models."""
+        adapted = [adapters for name, adapters in self.adapters.items() if name not in self._plain]
+        copies = sum(adapters.parameter_count * self.dtype.itemsize for adapters in adapted)
+        checkpointing = self._gradient_checkpointing
+        trained = self.trained().values()
+        self.tokens_per_pass = memory_plan.tokens_per_pass(self.trunks, trained, copies, checkpointing, self.device)
 
     def close(self, role: str) -> None:
         """Close a role, and free its model if no other role uses it."""
@@ -180,7 +196,9 @@ class Local:
 
     def _load(self, spec: RoleSpec, dtype: torch.dtype, quantize: bool = False) -> Any:
         pad = self.pad if spec.pad is None else spec.pad
-        return base.load(spec.model, dtype, self._attention, self._device, pad, quantize)
+        model = base.load(spec.model, dtype, self._attention, self._device, pad, quantize)
+        fused.apply(model, self._kernels)
+        return model
 
     def _compile_layers(self, model: Any) -> None:
         if self._compile.on:
@@ -262,7 +280,7 @@ class Local:
         numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **cached}, handles=batch.handles)
         parts = []
         with progress(f"scoring by {name}", _tokens(batch), "tokens") as work:
-            for part in numbered.micro_batches(self.tokens_per_pass):
+            for part in self._micro_batches(numbered):
                 parts.append((part.columns["row"], self._forward(name, part, wants, temperature)))
                 work.advance(_tokens(part))
         return passes.join(parts, torch.from_numpy(batch.mask_BT).to(self.device))
@@ -271,10 +289,11 @@ class Local:
         """Metrics of a loss, without gradient."""
         metrics: Metrics = {}
         with torch.no_grad():
-            for part in batch.micro_batches(self.tokens_per_pass):
+            for part in self._micro_batches(batch):
+                on_device = passes.columns_on_device(part, self.device)
                 for name, wants in needs.items():
-                    add(metrics, loss(self._forward(name, part, wants, temperature), self._on_device(part))[1])
-        return metrics
+                    add(metrics, loss(self._forward(name, part, wants, temperature), on_device)[1])
+        return to_floats(metrics)
 
     def forward_backward(
         self,
@@ -317,20 +336,20 @@ class Local:
         count: Callable[[int], None],
     ) -> Metrics:
         metrics: Metrics = {}
-        for number, part in enumerate(batch.micro_batches(self.tokens_per_pass)):
+        for number, part in enumerate(self._micro_batches(batch)):
             if self.optimizer is not None:
                 self.optimizer.accumulate()
-            on_device = self._on_device(part)
+            on_device = passes.columns_on_device(part, self.device)
             for name, wants in needs.items():
                 # the adapter stays active for the backward pass, which may compute layers again
-                with self._dropout(name, part, number), self._acting(self.roles[name]):
+                with self._dropout(name, part, number), self._acting(self.roles[name]), determinism_restored():
                     total, more = loss(self._forward(name, part, wants, temperature), on_device)
                     if self.roles[name].closed_form_head is None:
                         # `weight` counts the whole minibatch: the sum over passes is its mean, however it is split
                         (total / weight).backward()
                 add(metrics, more)
             count(len(part))
-        return metrics
+        return to_floats(metrics)
 
     @contextmanager
     def _dropout(self, name: str, part: Batch, number: int) -> Iterator[None]:
@@ -355,54 +374,44 @@ class Local:
         """Outputs of a role on the rows of one pass, with gradient if it trains and gradients are on."""
         role = self.roles[name]
         model = self.trunks[role.trunk]
-        mask_BT = torch.from_numpy(batch.mask_BT).to(self.device)
         if role.closed_form_head is not None and "value" in batch.columns:
-            return Outputs(mask_BT, value_BT=batch.columns["value"].to(self.device))  # fixed until the next `fit`
-        prefix = batch.handles.get("prefix")
+            mask_BT, value_BT = to_device((batch.mask_BT, batch.columns["value"]), self.device)
+            return Outputs(mask_BT, value_BT=value_BT)  # fixed until the next `fit`
+        prefix = batch.handles.get("prefix") if role.trunk in self.adapters else None
+        states_BSD = None if prefix is None else self._stored[id(prefix)]
         with self._acting(role):
-            packed = lm.pack_rows(model, batch.rows, self._pads.get(role.trunk, self.pad), self.pack_width)
-            lines = passes.packed_batch(packed, self.device)
-            # the hidden state before a token predicts it; the one at the last token has seen the whole answer
-            before_N, last_B = passes.read_positions(packed, batch, wants)
-            read_N = torch.from_numpy(np.concatenate([before_N, last_B])).to(self.device)
-            if prefix is not None and role.trunk in self.adapters:
+            pad = self._pads.get(role.trunk, self.pad)
+            cached = 0 if states_BSD is None else states_BSD.shape[1]
+            work = passes.prepare(model, batch, wants, pad, self.pack_width, self.device, cached)
+            if states_BSD is not None:
                 # layers below all adapters are the same for every role and every epoch: start above them
-                states_BSD = self._stored[id(prefix)][torch.as_tensor(batch.columns["cached_row"]).to(self.device)]
-                states_PLD = passes.lay_out(states_BSD, packed)
+                states_PLD = passes.lay_out(states_BSD, work)
                 depth = self.adapters[role.trunk].common_depth()
-                hidden_ND = lm.run_upper_layers(model, states_PLD, lines, depth, read_N)
+                hidden_RD = lm.run_upper_layers(model, states_PLD, work.lines, depth, work.read_R)
             else:
-                hidden_ND = lm.hidden(model, lines, read_N)
-        # [N+B,D] splits into states per answer token and states per row
-        before_ND = hidden_ND[: len(before_N)]
-        last_BD = hidden_ND[len(before_N) :]
-        return self._read(role, batch, before_ND, last_BD, mask_BT, wants, temperature)
+                hidden_RD = lm.hidden(model, work.lines, work.read_R)
+        return self._read(role, work, hidden_RD, wants, temperature)
 
     def _read(
-        self,
-        role: Role,
-        batch: Batch,
-        hidden_ND: Tensor,
-        last_BD: Tensor,
-        mask_BT: Tensor,
-        wants: tuple[str, ...],
-        temperature: float,
+        self, role: Role, work: passes.Pass, hidden_RD: Tensor, wants: tuple[str, ...], temperature: float
     ) -> Outputs:
-        """Outputs from the states before each answer token and at each row's last token."""
-        out = Outputs(mask_BT)
+        """Outputs from the states before each answer token, which predict it, and at each row's last token, which has
+        seen the whole answer."""
+        hidden_ND = hidden_RD[: work.before]
+        last_BD = hidden_RD[work.before :]
+        out = Outputs(work.mask_BT, token_N=work.token_N)
         if "logp" in wants:
-            target_N = torch.from_numpy(np.concatenate([r.ids[r.start :] for r in batch.rows])).to(self.device)
             # answer tokens of all rows, concatenated [N]; their logits [N,V] are never held at once
             trunk = self.trunks[role.trunk]
-            logp_N, entropy_N = token_logprobs(trunk, hidden_ND, target_N, temperature, "entropy" in wants)
-            out.logp_BT = passes.spread(logp_N, mask_BT)
+            logp_N, entropy_N = token_logprobs(trunk, hidden_ND, work.target_N, temperature, "entropy" in wants)
+            out.logp_BT = passes.spread(logp_N, work)
             if "entropy" in wants:
-                out.entropy_BT = passes.spread(entropy_N, mask_BT)
+                out.entropy_BT = passes.spread(entropy_N, work)
         if {"value", "features"} & set(wants):
             # float32: a running sum over T tokens in bfloat16 would lose the later ones
-            states_BTD = passes.spread(hidden_ND.to(torch.promote_types(hidden_ND.dtype, torch.float32)), mask_BT)
+            states_BTD = passes.spread(hidden_ND.to(torch.promote_types(hidden_ND.dtype, torch.float32)), work)
             if "value" in wants and role.head is not None:
-                out.value_BT = torch.where(mask_BT, role.head(running_mean(states_BTD)), 0.0)
+                out.value_BT = torch.where(work.mask_BT, role.head(running_mean(states_BTD)), 0.0)
             if "features" in wants:
                 out.features_BTD = random_feature_mean(states_BTD)
         if "score" in wants and role.head is not None:
@@ -416,21 +425,23 @@ class Local:
             return nullcontext()
         return self.adapters[role.trunk].acting(role.adapter, self._dropping)
 
-    def _on_device(self, batch: Batch) -> Batch:
-        return replace(batch, columns={name: torch.as_tensor(c).to(self.device) for name, c in batch.columns.items()})
+    def _micro_batches(self, batch: Batch, tokens: int | None = None) -> Iterator[Batch]:
+        repeated = any(concatenates_rows(trunk) for trunk in self.trunks.values())
+        return batch.micro_batches(tokens or self.tokens_per_pass, repeated)
 
     def _halve(self, batch: Batch) -> None:
         """Fewer tokens a pass from now on: as many as make more passes of this batch."""
-        before = sum(1 for _ in batch.micro_batches(self.tokens_per_pass))
+        before = sum(1 for _ in self._micro_batches(batch))
         tokens = min(self.tokens_per_pass, _tokens(batch))
         while tokens > FEWEST_TOKENS:
             tokens //= 2
-            if sum(1 for _ in batch.micro_batches(tokens)) > before:
+            if sum(1 for _ in self._micro_batches(batch, tokens)) > before:
                 print_note(
                     f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set "
                     f"model.tokens_per_pass = {tokens}"
                 )
                 self.tokens_per_pass = tokens
+                self._plans_tokens = False
                 return
         raise _no_memory(batch, "a pass holds all rows of one group at least")
 
@@ -465,12 +476,10 @@ class Local:
             return None
         states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
         with progress("lower layers", _tokens(batch), "tokens") as work:
-            for part in Batch(batch.rows, {"row": np.arange(len(batch))}).micro_batches(self.tokens_per_pass):
-                packed = lm.pack_rows(model, part.rows, self._pads.get(trunk, self.pad))
-                lines = passes.packed_batch(packed, self.device)
-                states_ND = lm.run_lower_layers(model, lines, depth)
-                for row, positions in zip(part.columns["row"], packed.token_positions, strict=True):
-                    states_BSD[row, : len(positions)] = states_ND[torch.from_numpy(positions).to(self.device)]
+            for part in self._micro_batches(Batch(batch.rows, {"cached_row": np.arange(len(batch))})):
+                one = passes.prepare(model, part, (), self._pads.get(trunk, self.pad), 0, self.device, shape[1])
+                states_MD = lm.run_lower_layers(model, one.lines, depth)
+                states_BSD.flatten(0, 1).index_copy_(0, one.state_M, states_MD[one.position_M])
                 work.advance(_tokens(part))
         return states_BSD
 

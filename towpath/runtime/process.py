@@ -77,6 +77,14 @@ def device_named(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def describe_gpu() -> str | None:
+    """Name and memory of the GPU; None where torch finds none."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
 def dtype_named(name: str, device: torch.device) -> torch.dtype:
     """The dtype of a recipe; `auto` is bfloat16 where it is measured to be faster than float32."""
     if name != "auto":

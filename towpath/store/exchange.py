@@ -6,13 +6,14 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from towpath.errors import DataError
 from towpath.records import Choice, Comparison, Judgement
 from towpath.store.publish import replace_file
-from towpath.store.statements import read_blocks
-from towpath.store.store import Store
+
+if TYPE_CHECKING:
+    from towpath.store.store import Store
 
 COLUMNS: tuple[str, ...] = ("comparison", "prompt", "a", "b", "choice", "strength", "rater")
 CHOICES = ("a", "b", "tie", "both_bad")
@@ -26,7 +27,7 @@ ESCAPED_COLUMN = "quoted_cells"
 RaterKind = Literal["person", "judge", "rule"]
 
 
-def export_pairs(store: Store, path: Path, include_judged: bool = False, samples: Collection[str] = ()) -> int:
+def export_pairs(store: "Store", path: Path, include_judged: bool = False, samples: Collection[str] = ()) -> int:
     """Write unjudged comparisons (or all) with empty columns for the judgement, only those of `samples` stages if
     given; return their number. Rows are read and written in blocks."""
     as_csv = _is_csv(path)
@@ -51,10 +52,12 @@ def export_pairs(store: Store, path: Path, include_judged: bool = False, samples
 
 
 def import_judgements(
-    store: Store, path: Path, rater: str | None = None, kind: RaterKind = "person"
+    store: "Store", path: Path, rater: str | None = None, kind: RaterKind = "person"
 ) -> tuple[int, int]:
     """Import the judgements of a file and return (added, already present); one invalid row rejects the file, and the
     first of them are listed. Rows are read and added in blocks, in one transaction."""
+    from towpath.store.statements import read_blocks  # readers of files need no database
+
     added = 0
     count = 0
     skipped = 0
@@ -90,7 +93,7 @@ def _is_empty(row: dict[str, Any] | str) -> bool:
 
 
 def _judgements(
-    store: Store, rows: Sequence[tuple[int, dict[str, Any] | str]], rater: str | None, kind: RaterKind
+    store: "Store", rows: Sequence[tuple[int, dict[str, Any] | str]], rater: str | None, kind: RaterKind
 ) -> tuple[list[tuple[int, Judgement]], dict[int, str]]:
     """The judgements of rows by line, and why the others have none."""
     known = store.comparisons_of({_cell(row, "comparison") for _, row in rows if isinstance(row, dict)})

@@ -11,6 +11,7 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor, nn
 
+from towpath.models import foreach
 from towpath.models.cpu import kernels, plain
 from towpath.models.cpu.plain import AdamWStep
 from towpath.models.cpu.split_bf16 import merge_float32, split_float32
@@ -83,17 +84,36 @@ class AdamW:
 
     def norm(self) -> float:
         """The norm of all gradients together."""
-        squares = [kernels.dispatch(grad).sum_of_squares(grad.contiguous()) for grad in self.gradients().values()]
-        return math.sqrt(float(torch.stack(squares).sum())) if squares else 0.0
+        grads = [grad.contiguous() for grad in self.gradients().values()]
+        if not grads:
+            return 0.0
+        if self._by_lists:
+            return math.sqrt(float(foreach.squared_norm(grads)))
+        squares = [kernels.dispatch(grad).sum_of_squares(grad) for grad in grads]
+        return math.sqrt(float(torch.stack(squares).sum()))
+
+    @property
+    def _by_lists(self) -> bool:
+        """Whether all weights are updated by a few kernels, as they are on a GPU."""
+        return next((weight.device.type != "cpu" for weight in self.weights), False)
 
     @torch.no_grad()
     def step(self, rate: float, scale: float) -> None:
         """Update every weight with `rate` times its peak rate; gradients are multiplied by `scale`."""
         gradients = self.gradients()
+        by_lists = self._by_lists
+        lists: dict[tuple[AdamWStep, torch.dtype], list[foreach.Update]] = {}
         for peak, weights in self.groups:
             for weight in weights:
                 if weight in gradients:
-                    self._step(weight, gradients[weight].contiguous(), peak * rate, scale)
+                    step, update = self._update(weight, gradients[weight].contiguous(), peak * rate, scale)
+                    if by_lists:
+                        lists.setdefault((step, update.mean.dtype), []).append(update)
+                    else:
+                        ops = kernels.dispatch(update.mean) if update.mean.dtype == torch.float32 else plain
+                        ops.adamw_step(*update, step)
+        for (step, _), updates in lists.items():
+            foreach.adamw_step(updates, step)
 
     def state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """Moments and step count of a weight, zeros before its first step."""
@@ -103,7 +123,10 @@ class AdamW:
             self.state[weight] = dict(zip(self.STATE, (mean, square, torch.tensor(0.0)), strict=True))
         return self.state[weight]
 
-    def _step(self, weight: nn.Parameter, grad: Tensor, rate: float, scale: float) -> None:
+    def _update(
+        self, weight: nn.Parameter, grad: Tensor, rate: float, scale: float
+    ) -> tuple[AdamWStep, foreach.Update]:
+        """The numbers of a weight's next step, and the tensors that it changes."""
         low_bits = self.low_bits.get(weight)
         mean, square, steps = self.state_of(weight).values()
         count = float(steps.add_(1))
@@ -117,8 +140,7 @@ class AdamW:
             self.eps,
             1 - rate * self.weight_decay,
         )
-        ops = kernels.dispatch(mean) if low_bits is not None or weight.dtype == torch.float32 else plain
-        ops.adamw_step(weight.data, low_bits, grad, mean, square, step)
+        return step, foreach.Update(weight.data, low_bits, grad, mean, square)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
