@@ -285,7 +285,7 @@ class Group:
 
     def snapshot(self) -> Snapshot:
         """A copy of the weights, which the workers keep."""
-        return self._kept(self._all("snapshot"))
+        return self._stored_by_workers(self._all("snapshot"))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Load a snapshot on all workers."""
@@ -298,9 +298,9 @@ class Group:
 
     def read_state(self, folder: Path) -> Snapshot | None:
         """Load a checkpoint on all workers, whatever number of them wrote it."""
-        return self._kept(self._all("read_state", folder=folder))
+        return self._stored_by_workers(self._all("read_state", folder=folder))
 
-    def _kept(self, numbers: Sequence[int | None]) -> SharedHandle | None:
+    def _stored_by_workers(self, numbers: Sequence[int | None]) -> SharedHandle | None:
         """A handle to what each worker keeps under its number."""
         if all(number is None for number in numbers):
             return None
