@@ -16,7 +16,7 @@ from towpath.recipe import ALGORITHM_DEFAULTS, Decoding, Recipe
 from towpath.recipe.reader import check, flatten, merge
 from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Comparison, Completion, Finding, Label, as_row, finding_of, prompt_of, transcript
-from towpath.run import arguments, model_checks, preflight, trackers
+from towpath.run import arguments, engine_checks, model_checks, preflight, trackers
 from towpath.run.record import METRICS
 from towpath.run.sizes import model_size
 from towpath.runtime.process import prepare_process
@@ -121,10 +121,9 @@ def train(
     use `kl` and `steps`. Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`,
     `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `model` is a source, or a mapping with
     keys of `[model]`; `engine`, `cluster`, `health` and `track` hold keys of the sections of these names. `callbacks`
-    are objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`, `on_validation(step,
-    metrics)`
-    and `on_train_end(result)`; one that returns True from the middle two stops the training, and the best weights are
-    kept.
+    are objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`,
+    `on_validation(step, metrics)` and `on_train_end(result)`; one that returns True from the middle two stops the
+    training, and the best weights are kept.
     SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75). The same call in the same folder resumes; a
     call with another reward, or changed code, starts again.
     """
@@ -239,7 +238,7 @@ def _recipe(
     }
     overrides = {f"policy.{key}": value for key, value in (defaults | values).items()}
     recipe = check(Recipe, merge(tables, overrides), "train()")
-    for finding in (*preflight.check_rollouts(recipe.policy, prompts, columns), *preflight.check_engine(recipe)):
+    for finding in (*preflight.check_rollouts(recipe.policy, prompts, columns), *engine_checks.check_engine(recipe)):
         if finding.severity == "error":
             raise RecipeError(finding.evidence, finding.cause, finding.remedy)
     return recipe
