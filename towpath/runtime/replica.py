@@ -4,12 +4,12 @@ B rows, N tokens, F features.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from towpath.models.heads import RidgeHead
 from towpath.runtime.contract import Handle, Snapshot
@@ -20,17 +20,18 @@ class Replica(Local):
     """`Local` on some of the rows. Whatever trains is the same on all workers after each step."""
 
     @property
+    def world(self) -> int:
+        """The number of workers."""
+        return dist.get_world_size() if dist.is_initialized() else 1
+
+    @property
     def rank(self) -> int:
         """The number of this worker, from 0."""
         return dist.get_rank() if dist.is_initialized() else 0
 
     def digest(self) -> str:
         """A hash of all that trains, which must be the same on all workers."""
-        content = hashlib.sha256()
-        for key, tensor in self.live().items():
-            content.update(key.encode())
-            content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return content.hexdigest()
+        return digest(self.live())
 
     # State: the first worker writes and reads it, and all get it
 
@@ -67,7 +68,7 @@ class Replica(Local):
     @torch.no_grad()
     def _broadcast(self, tensors: Sequence[Tensor]) -> None:
         """The first worker's values everywhere."""
-        if _world() == 1:
+        if self.world == 1:
             return
         for tensor in tensors:
             value = tensor.to(self.device)
@@ -77,15 +78,20 @@ class Replica(Local):
     def step(self, rate: float, max_grad_norm: float) -> float:
         """Add the gradients of all workers, then the step of `Local`, the same everywhere."""
         assert self.optimizer is not None
-        if _world() > 1:
+        if self.world > 1:
             self._reduce_gradients()
         return super().step(rate, max_grad_norm)
+
+    def replicated(self) -> list[nn.Parameter]:
+        """The weights that train and are whole on each worker."""
+        assert self.optimizer is not None
+        return self.optimizer.weights
 
     @torch.no_grad()
     def _reduce_gradients(self) -> None:
         """One flat sum of all gradients, and of who has one: a weight without a gradient anywhere must not move."""
         assert self.optimizer is not None
-        weights = self.optimizer.weights
+        weights = self.replicated()
         gradients = self.optimizer.gradients()
         dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
         sizes = [weight.numel() for weight in weights]
@@ -104,7 +110,7 @@ class Replica(Local):
     def fit(self, role: str, features: Handle | Tensor | None, target: Tensor | None, decay: float = 1.0) -> None:
         """Add the sums of this worker's rows to those of the others; the first worker solves, and all get its head."""
         ridge = self._ridge(role)
-        if _world() == 1:
+        if self.world == 1:
             assert features is not None and target is not None
             super().fit(role, features, target, decay)
             return
@@ -128,5 +134,10 @@ class Replica(Local):
         return self.fit_rows(ridge, features, target)
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors."""
+    content = hashlib.sha256()
+    for key, tensor in tensors.items():
+        content.update(key.encode())
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
