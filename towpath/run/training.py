@@ -121,9 +121,9 @@ def train(
     use `kl` and `steps`. Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`,
     `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `model` is a source, or a mapping with
     keys of `[model]`; `engine`, `cluster`, `health` and `track` hold keys of the sections of these names. `callbacks`
-    are objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`, `on_validation(step, metrics)`
-    and `on_train_end(result)`; one that returns True from the middle two stops the training, and the best weights are
-    kept.
+    are objects with any of the methods `on_train_begin(steps)`, `on_step(step, metrics)`,
+    `on_validation(step, metrics)` and `on_train_end(result)`; one that returns True from the middle two stops the
+    training, and the best weights are kept.
     SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75). The same call in the same folder resumes; a
     call with another reward, or changed code, starts again.
     """
