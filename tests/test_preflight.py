@@ -21,7 +21,7 @@ from towpath.models import base, memory
 from towpath.recipe import Data, Recipe
 from towpath.recipe.reader import check, override
 from towpath.records import Demonstration, Finding, Prompt
-from towpath.run import model_checks, preflight, sizes
+from towpath.run import engine_checks, model_checks, preflight, sizes
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -485,12 +485,47 @@ def test_setting_one_gate_key_keeps_the_other_defaults():
 
 
 @pytest.mark.parametrize("python", ["", "/nowhere/python", sys.executable])
-def test_python_without_vllm_is_an_error(run: Path, corpus: Corpus, chat: Chat, python: str) -> None:
+def test_python_without_vllm_is_an_error(
+    run: Path, corpus: Corpus, chat: Chat, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOWPATH_DATA", str(run / "data of nobody"))
     finding = find_one(
         preflight.check(recipe_with(engine__type="vllm", engine__python=python), run, corpus, chat), "engine", "error"
     )
     assert repr(python) in finding.evidence
+    assert "towpath engine install vllm" in finding.remedy
     assert_none(preflight.check(recipe_with(), run, corpus, chat), "engine")
+
+
+@pytest.mark.parametrize(
+    ("version", "is_tested"), [("0.30.0", False), ("0.31.0", True), ("0.32.3", True), ("0.33.0", False)]
+)
+def test_untested_vllm_is_an_error(
+    run: Path, corpus: Corpus, chat: Chat, version: str, is_tested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_checks, "installed_version", lambda python: version)
+    findings = preflight.check(recipe_with(engine__type="vllm", engine__python="x"), run, corpus, chat)
+    if is_tested:
+        assert_none(findings, "engine")
+        return
+    finding = find_one(findings, "engine", "error")
+    assert f"vLLM {version}" in finding.evidence
+    assert "0.31 to 0.32" in finding.cause
+
+
+def test_filters_with_the_own_sampler_of_vllm_are_an_error(
+    run: Path, corpus: Corpus, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_checks, "installed_version", lambda python: "0.32.0")
+    values: dict[str, Any] = {"engine__type": "vllm", "engine__python": "x"}
+    findings = preflight.check(recipe_with(**values, engine__exact=False), run, corpus, chat)
+    finding = find_one(findings, "engine", "error")
+    assert "preferences.decodings[1].top_p" in finding.evidence
+    values["engine__exact"] = False
+    recorded = recipe_with(**values, preferences__raters="recorded")
+    assert_none(preflight.check(recorded, run, corpus, chat), "engine")
+    values["engine__exact"] = "auto"
+    assert_none(preflight.check(recipe_with(**values), run, corpus, chat), "engine")
 
 
 JUDGE = {"judge__base_url": "http://localhost:1/v1", "judge__model": "m"}

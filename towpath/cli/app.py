@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from towpath.cli.arena import arena_app
+from towpath.cli.engine import engine_app
 from towpath.cli.label import label_app
 from towpath.cli.options import Force, Json, Run, Set, open_store
 from towpath.cli.people import people_app
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(label_app, name="label")
 app.add_typer(arena_app, name="arena")
 app.add_typer(people_app, name="people")
+app.add_typer(engine_app, name="engine")
 
 
 def _version(wanted: bool) -> None:

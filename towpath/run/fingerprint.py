@@ -332,6 +332,8 @@ def _engine_settings(engine: EngineConfig) -> dict[str, Any]:
     if engine.type == "local":
         return {}
     settings: dict[str, Any] = {"engine": engine.type}
+    if engine.exact != "auto":
+        settings["exact"] = engine.exact
     if "." in engine.type:
         settings |= {"engine_settings": engine.settings, "engine_code": _code_hashes([engine.type])}
     return settings

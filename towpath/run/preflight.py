@@ -4,7 +4,6 @@ and memory."""
 import importlib
 import math
 import shutil
-import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,7 @@ from towpath.models.memory import memory_available
 from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe, Rewards
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
-from towpath.rollout.engine import engine_module
-from towpath.run import judge_checks, model_checks, plan, task_checks, trackers
+from towpath.run import engine_checks, judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
 from towpath.run.gpu_checks import check_gpu, check_gpu_memory, uses_gpu
 from towpath.run.sizes import Size, disk_needed, gpu_memory_needed, memory_needed
@@ -81,7 +79,7 @@ def check(
         *checks.check_data(recipe, run, corpus, chat, size.context),
         *_check_decoding(recipe),
         *_check_domains(recipe, corpus),
-        *check_engine(recipe),
+        *engine_checks.check_engine(recipe),
         *check_gpu(recipe),
         *_check_kernels(recipe),
         *(_check_raters(recipe, run) if needs_labels(recipe) else ()),
@@ -186,39 +184,6 @@ def _check_rate_ratio(recipe: Recipe) -> Iterator[Finding]:
     cause = "the policy shapes its own data, so errors feed back" if ratio < low else "the policy may hardly move"
     fix = f"set policy.learning_rate within {sft.learning_rate / high:.2g}–{sft.learning_rate / low:.2g}"
     yield Finding("learning-rate-ratio", "warning", evidence, cause, fix)
-
-
-def check_engine(recipe: Recipe) -> list[Finding]:
-    """Whether the engine exists: a module with `open_engine`, and for vLLM a Python that has it."""
-    engine = recipe.engine
-    try:
-        path = algos.source_of(engine_module(engine.type))
-    except RecipeError as error:
-        return [Finding("engine", "error", error.value, error.rule, error.fix)]
-    if path is None or "def open_engine(" not in path.read_text(encoding="utf-8"):
-        cause = "an import path names a module with open_engine, in the run folder or the working directory"
-        return [Finding("engine", "error", f"engine.type = {engine.type!r}: no such engine", cause, "fix the path")]
-    if engine.settings and "." not in engine.type:
-        evidence = f"engine.settings with engine.type = {engine.type!r}"
-        return [
-            Finding("engine", "error", evidence, "settings are for an engine of your own", "remove engine.settings")
-        ]
-    if engine.type != "vllm":
-        return []
-    fix = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
-    if not recipe.engine.python:
-        cause = "engine.type = 'vllm' needs the Python of an environment that has vLLM"
-        return [Finding("engine", "error", "engine.python = '': no Python is named", cause, fix)]
-    script = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-    try:
-        done = subprocess.run([recipe.engine.python, "-c", script], capture_output=True, check=False)
-        has_vllm = done.returncode == 0
-    except OSError:
-        has_vllm = False
-    if has_vllm:
-        return []
-    evidence = f"engine.python = {recipe.engine.python!r}: no Python with vLLM"
-    return [Finding("engine", "error", evidence, "engine.type = 'vllm' needs an environment that has vLLM", fix)]
 
 
 def _check_kernels(recipe: Recipe) -> Iterator[Finding]:

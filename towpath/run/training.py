@@ -16,7 +16,7 @@ from towpath.recipe import ALGORITHM_DEFAULTS, Decoding, Recipe
 from towpath.recipe.reader import check, flatten, merge
 from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Comparison, Completion, Finding, Label, as_row, finding_of, prompt_of, transcript
-from towpath.run import arguments, model_checks, preflight, trackers
+from towpath.run import arguments, engine_checks, model_checks, preflight, trackers
 from towpath.run.record import METRICS
 from towpath.run.sizes import model_size
 from towpath.runtime.process import prepare_process
@@ -238,7 +238,7 @@ def _recipe(
     }
     overrides = {f"policy.{key}": value for key, value in (defaults | values).items()}
     recipe = check(Recipe, merge(tables, overrides), "train()")
-    for finding in (*preflight.check_rollouts(recipe.policy, prompts, columns), *preflight.check_engine(recipe)):
+    for finding in (*preflight.check_rollouts(recipe.policy, prompts, columns), *engine_checks.check_engine(recipe)):
         if finding.severity == "error":
             raise RecipeError(finding.evidence, finding.cause, finding.remedy)
     return recipe

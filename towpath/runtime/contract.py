@@ -7,7 +7,7 @@ B rows, T answer tokens, N answer tokens of all rows, F features of a value head
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -92,8 +92,26 @@ class Handle:
     __slots__ = ("__weakref__",)
 
 
+@dataclass(frozen=True)
+class WeightSource:
+    """A model's weights for an engine elsewhere: streamed one at a time, so that no second copy of the model exists."""
+
+    config: Any
+    """Of transformers."""
+    architecture: str
+    dtype: str
+    """Of the weights as they are sent."""
+    size: int
+    """Bytes of all weights."""
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    """A fresh pass over the weights as a checkpoint names them, adapters merged, the head apart where it is tied."""
+    last_logprobs: Callable[[Sequence[Sequence[int]]], list[float]]
+    """Log-probability of the last token of each row after the others, by the trainer."""
+
+
 class WeightSink(Protocol):
-    """What weights are published to: an engine."""
+    """What weights are published to: an engine. One that has `receive(source, version)` is given a `WeightSource`
+    instead of a model."""
 
     def refresh(self, model: Any, version: int) -> None:
         """Sample from this model, with the weights that it has now."""

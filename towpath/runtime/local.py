@@ -7,7 +7,7 @@ import copy
 import math
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from towpath.algos.contract import Metrics, Outputs, add, to_floats
-from towpath.data.batch import Batch
+from towpath.data.batch import Batch, Row
 from towpath.data.chat import Chat
 from towpath.data.draws import generator
 from towpath.errors import ResourceError
@@ -35,10 +35,11 @@ from towpath.models.varlen import determinism_restored
 from towpath.progress import print_note, progress
 from towpath.recipe import Compile
 from towpath.runtime import memory_plan, passes
-from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot, WeightSink
+from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot, WeightSink, WeightSource
 from towpath.runtime.out_of_memory import with_less
 from towpath.runtime.process import memory_in_use, release_memory
 from towpath.runtime.transfer import to_device
+from towpath.runtime.weight_source import weight_source
 
 PACK_WIDTH = 256
 """Widest line that short rows are packed into; wider ones spend on attention what they save on padding."""
@@ -641,11 +642,15 @@ class Local:
         export.write_adapter(self.adapters[self.roles[role].trunk], role, spec.lora, spec.model, folder)
 
     def publish(self, role: str, engine: WeightSink) -> int:
-        """Give an engine the role's weights as they are now: in a plain copy where the model has adapters or compiled
-        layers, which engines do not sample from, else the model itself."""
+        """Give an engine the role's weights as they are now: as a stream where it takes one; else in a plain copy where
+        the model has adapters or compiled layers, which engines do not sample from, or the model itself."""
         trunk = self.roles[role].trunk
         model = self.trunks[trunk]
         adapters = self.adapters.get(trunk)
+        if hasattr(engine, "receive"):
+            self._version += 1
+            engine.receive(self._weight_source(role), self._version)  # pyright: ignore[reportAttributeAccessIssue]
+            return self._version
         if adapters or self._compile.on:
             plain = self._plain_copy(role, trunk)
             if adapters:
@@ -658,6 +663,17 @@ class Local:
         self._version += 1
         engine.refresh(model, self._version)
         return self._version
+
+    def _weight_source(self, role: str) -> WeightSource:
+        own = self.roles[role]
+
+        def last_logprobs(rows: Sequence[Sequence[int]]) -> list[float]:
+            batch = Batch([Row(np.array(ids), len(ids) - 1) for ids in rows], {})
+            return self.score(role, batch, ("logp",)).logp_BT[:, 0].tolist()
+
+        model = self.trunks[own.trunk]
+        dtype = self.dtype if own.trunk in self.adapters or self._compile.on else model.dtype
+        return weight_source(model, dtype, last_logprobs, self.adapters.get(own.trunk), own.adapter)
 
     def _plain_copy(self, role: str, trunk: str) -> Any:
         if trunk not in self._plain:
