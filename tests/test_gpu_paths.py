@@ -98,11 +98,10 @@ def opened(model, algo, attention="grouped", lora=True, device=None):
 @pytest.mark.parametrize("name", ALGOS)
 def test_a_pass_reads_nothing_from_its_device(name, attention, tiny, monkeypatch):
     """On the meta device there is nothing to read: a number taken to the host, a boolean mask as an index or a search
-    for non-zeros raises an exception. One transfer comes at the end."""
+    for non-zeros raises an exception. One transfer comes at the end. FlashAttention is called as torch defines it."""
     algo, config, batch = prepared(name)
     runtime = opened(copy.deepcopy(tiny), algo, attention, device=META)
     monkeypatch.setattr(varlen, "is_flash", lambda *_args: True)
-    monkeypatch.setattr(varlen.flash, "varlen_attn", lambda q, k, v, *_args, **_more: q + k.sum() + v.sum())
     transfers = []
 
     def read(metrics):
