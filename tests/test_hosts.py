@@ -124,8 +124,8 @@ def test_nodes_of_a_recipe():
     ],
 )
 def test_tasks_of_launchers(environment, task):
-    found = present_task(environment)
-    assert (found and (found.rank, found.world, found.local_rank, found.first_host)) == task
+    present = present_task(environment)
+    assert (present and (present.rank, present.world, present.local_rank, present.first_host)) == task
 
 
 def test_auto_launcher(monkeypatch, tmp_path):
@@ -175,18 +175,18 @@ def agents(listener):
             "PYTHONPATH": str(ROOT),
         }
         processes.append(subprocess.Popen([sys.executable, "-m", "towpath.runtime.agent"], env=environment))
-    found = {}
-    while len(found) < 2:
+    by_slot = {}
+    while len(by_slot) < 2:
         arrived = listener.take(lambda hello: "agent" in hello, time.monotonic() + 60)
         assert arrived
         agent = Agent(*arrived)
-        found[agent.slot] = agent
-    for agent in found.values():
+        by_slot[agent.slot] = agent
+    for agent in by_slot.values():
         agent.welcome()
-    for agent in found.values():
+    for agent in by_slot.values():
         agent.ready(time.monotonic() + 120)
-    yield [found[0], found[1]], processes
-    for agent in found.values():
+    yield [by_slot[0], by_slot[1]], processes
+    for agent in by_slot.values():
         agent.end()
     for process in processes:
         process.kill()
@@ -241,18 +241,8 @@ def test_an_agent_ends_with_a_lost_controller(listener, agents):
 
 
 def stage(run: Path, *settings: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "towpath",
-        "stage",
-        "sft",
-        str(run),
-        *SETTINGS,
-        "--set",
-        "cluster.threads=1",
-        *settings,
-    ]
+    """The arguments of `towpath` for one stage."""
+    return ["stage", "sft", str(run), *SETTINGS, "--set", "cluster.threads=1", *settings]
 
 
 @pytest.mark.slow

@@ -13,9 +13,11 @@ import sys
 import time
 from typing import Any
 
+from towpath.errors import ResourceError
 from towpath.runtime import rendezvous
 from towpath.runtime.handshake import JoinRefused, call
 from towpath.runtime.versions import facts
+from towpath.terminal import print_status
 
 RETRY_SECONDS = 0.5
 
@@ -58,11 +60,12 @@ def main() -> None:
             break  # the controller has said why, once for all hosts
         except ConnectionError as error:
             where = f"{socket.gethostname()}, task {os.environ[rendezvous.SLOT]}"
-            sys.stderr.write(
-                f"error: {where}: no connection to the run's controller within {wait:g} s: {error}\n"
-                "  rule: every host reaches the controller, and knows its token\n"
-                "  fix:  set cluster.interface to the interface of the controller's host that other hosts reach\n"
+            lost = ResourceError(
+                f"{where}: no connection to the run's controller within {wait:g} s: {error}",
+                "every host reaches the controller, and knows its token",
+                "set cluster.interface to the interface of the controller's host that other hosts reach",
             )
+            print_status(f"error: {lost}")
             break
         if _serve(connection, address, token):
             code = 0

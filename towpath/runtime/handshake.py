@@ -117,7 +117,7 @@ def receive_json(connection: socket.socket, deadline: float) -> dict[str, Any]:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Small messages go at once; a host that is gone without a word is found out within 20 seconds."""
+    """Small messages go at once; a host that no longer answers is noticed within 20 seconds."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, seconds in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000)):

@@ -19,7 +19,7 @@ RENDEZVOUS = ".cluster.json"
 
 
 @dataclass(frozen=True)
-class Task:
+class LaunchedTask:
     """This process among those that torchrun or srun has started."""
 
     rank: int
@@ -29,7 +29,7 @@ class Task:
     """Where the first task runs, if that is known."""
 
 
-def present_task(environment: Mapping[str, str] = os.environ) -> Task | None:
+def present_task(environment: Mapping[str, str] = os.environ) -> LaunchedTask | None:
     """The task that this process is, or None. A batch script of Slurm is no task: `srun` in it starts tasks."""
     first_host = environment.get("MASTER_ADDR", "")
     for rank, world, local in (
@@ -39,7 +39,7 @@ def present_task(environment: Mapping[str, str] = os.environ) -> Task | None:
         with suppress(ValueError):
             if rank in environment and world in environment:
                 count = int(environment[world])
-                return Task(int(environment[rank]), count, int(environment.get(local, "0")), first_host)
+                return LaunchedTask(int(environment[rank]), count, int(environment.get(local, "0")), first_host)
     return None
 
 
@@ -53,7 +53,7 @@ def launcher_of(cluster: Cluster) -> str:
     return "processes" if cluster.node_range == (1, 1) else "ray"
 
 
-def require_task(cluster: Cluster) -> Task:
+def require_task(cluster: Cluster) -> LaunchedTask:
     """The task that this process is, or an error."""
     task = present_task()
     if task is None:
@@ -74,7 +74,7 @@ def serve_if_worker(cluster: Cluster, run: Path) -> None:
         _become_agent(cluster, run, task)
 
 
-def _become_agent(cluster: Cluster, run: Path, task: Task) -> NoReturn:
+def _become_agent(cluster: Cluster, run: Path, task: LaunchedTask) -> NoReturn:
     environment = os.environ | agent_environment(cluster, task.rank, task.local_rank)
     if rendezvous.TOKEN not in os.environ:
         environment[rendezvous.FILE] = str(run / RENDEZVOUS)

@@ -30,15 +30,15 @@ def host_actor() -> Any:
             try:
                 from towpath.runtime.versions import facts
 
-                found = dict(facts())
+                known = dict(facts())
             except ImportError as error:
                 return {"host": socket.gethostname(), "towpath": "missing", "error": f"({error})"}
             host, _, port = address.rpartition(":")
             try:
                 socket.create_connection((host, int(port)), 10.0).close()
             except OSError as error:
-                found["unreachable"] = str(error)
-            return found
+                known["unreachable"] = str(error)
+            return known
 
         def start(self, environment: dict[str, str]) -> int:
             """Start the agent, which ends with this actor."""
@@ -89,7 +89,7 @@ class Driver:
         ]
         return {"nodes": listed, "own": ray.get_runtime_context().get_node_id()}
 
-    def place(self, count: int, bundle: dict[str, float], wait: float, address: str) -> dict[str, Any]:
+    def reserve(self, count: int, bundle: dict[str, float], wait: float, address: str) -> dict[str, Any]:
         """Reserve a bundle on each of `count` nodes; versions of these nodes, or that it was not placed in time."""
         self.release()
         self.group = placement_group([bundle] * count, strategy="STRICT_SPREAD")
@@ -105,9 +105,9 @@ class Driver:
                     num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), scheduling_strategy=strategy
                 ).remote()
             )
-        found = ray.get([one.facts.remote(address) for one in self.actors], timeout=REPLY_SECONDS)
+        replies = ray.get([one.facts.remote(address) for one in self.actors], timeout=REPLY_SECONDS)
         table = ray.util.placement_group_table(self.group)["bundles_to_node_id"]
-        return {"placed": True, "hosts": [facts | {"node": table[index]} for index, facts in enumerate(found)]}
+        return {"placed": True, "hosts": [facts | {"node": table[index]} for index, facts in enumerate(replies)]}
 
     def start(self, environments: list[dict[str, str]]) -> dict[str, Any]:
         """Start the agents, each with the variables of its actor."""

@@ -145,7 +145,7 @@ class RayHosts:
         for known in self.agents:
             known.end()
         self.agents = []
-        hosts = self._place(low, high)
+        hosts = self._reserve(low, high)
         self._require_usable(hosts)
         self._start(hosts)
         if before and before != len(self.agents):
@@ -178,7 +178,7 @@ class RayHosts:
             if node["id"] in mine or all(node["free"][name] >= count for name, count in bundle.items())
         ]
 
-    def _place(self, low: int, high: int) -> list[dict[str, Any]]:
+    def _reserve(self, low: int, high: int) -> list[dict[str, Any]]:
         """Versions of the nodes on which bundles are reserved, this host's own first."""
         self.driver.ask("release", 30.0)
         deadline = time.monotonic() + self.cluster.wait
@@ -193,7 +193,7 @@ class RayHosts:
             limit = left if count == low else min(left, SPARE_SECONDS)
             bundle = self.bundle(self._nodes())
             reply = self.driver.ask(
-                "place", limit + 90.0, count=count, bundle=bundle, wait=limit, address=self.listener.address
+                "reserve", limit + 90.0, count=count, bundle=bundle, wait=limit, address=self.listener.address
             )
             if reply["placed"]:
                 return self._named(reply["hosts"])
@@ -256,11 +256,11 @@ class RayHosts:
             }
         self.driver.ask("start", 90.0, environments=environments)
         deadline = time.monotonic() + CONNECT_SECONDS
-        found: dict[int, Agent] = {}
-        while len(found) < len(hosts):
+        by_slot: dict[int, Agent] = {}
+        while len(by_slot) < len(hosts):
             arrived = self.listener.take(lambda hello: "agent" in hello, deadline)
             if arrived is None:
-                missing = [str(host["host"]) for slot, host in enumerate(hosts) if slot not in found]
+                missing = [str(host["host"]) for slot, host in enumerate(hosts) if slot not in by_slot]
                 raise ResourceError(
                     f"{', '.join(missing)}: no agent connected to {self.listener.address}",
                     "Ray starts one on each node",
@@ -268,8 +268,8 @@ class RayHosts:
                 )
             known = Agent(*arrived)
             known.facts = dict(known.facts) | {"node": hosts[known.slot]["node"]}
-            found[known.slot] = known
-        self.agents = [found[slot] for slot in range(len(hosts))]
+            by_slot[known.slot] = known
+        self.agents = [by_slot[slot] for slot in range(len(hosts))]
         for known in self.agents:
             known.welcome()
         for known in self.agents:
@@ -278,12 +278,12 @@ class RayHosts:
     def devices(self, agents: Sequence[Agent], gpu: bool) -> list[tuple[str, Agent]]:
         """Device and agent of each worker, node by node."""
         workers = self.cluster.workers
-        found: list[tuple[str, Agent]] = []
+        placed: list[tuple[str, Agent]] = []
         for known in agents:
             gpus = known.gpus if gpu else 0
             count = workers if workers != "auto" else max(1, gpus)
-            found += [(f"cuda:{number % gpus}" if gpus else "cpu", known) for number in range(count)]
-        return found
+            placed += [(f"cuda:{number % gpus}" if gpus else "cpu", known) for number in range(count)]
+        return placed
 
     def close(self) -> None:
         """End the agents and the placement."""

@@ -74,7 +74,7 @@ class Listener:
             threading.Thread(target=self._greet, args=(connection, peer[0]), daemon=True, name="handshake").start()
 
     def _greet(self, connection: socket.socket, peer: str) -> None:
-        """A handshake in a thread of its own: whoever is slow delays nobody else."""
+        """A handshake in a thread of its own: whoever is slow does not delay the others."""
         try:
             hello = answer(connection, self.token)
         except (OSError, HandshakeFailed) as error:
@@ -256,8 +256,8 @@ class Remote:
         return [self._channel(key, rank, deadline, timeout) for rank in range(len(devices))]
 
     def _channel(self, key: str, rank: int, deadline: float, timeout: float) -> Channel:
-        found = self.listener.take(lambda hello: hello.get("worker") == key and hello.get("rank") == rank, deadline)
-        if found is None:
+        arrived = self.listener.take(lambda hello: hello.get("worker") == key and hello.get("rank") == rank, deadline)
+        if arrived is None:
             self.end()
             raise ResourceError(
                 f"worker {rank + 1} of {len(self.agents)} on {self.agents[rank].name} did not connect to "
@@ -265,8 +265,8 @@ class Remote:
                 "every worker has a connection to the controller",
                 "set cluster.interface to the network interface of this host that the other hosts reach",
             )
-        send_json(found[1], {})
-        return Channel(found[1], timeout)
+        send_json(arrived[1], {})
+        return Channel(arrived[1], timeout)
 
     def why_ended(self, rank: int) -> str:
         """How a worker ended, as its agent says."""
@@ -277,15 +277,15 @@ class Remote:
 
     def end(self) -> None:
         """End all workers; an agent that does not answer is given up, and ends its own."""
-        asked = []
+        pending = []
         for agent in dict.fromkeys(self.agents):
             pids = [pid for pid, owner in zip(self._pids, self.agents, strict=False) if owner is agent]
             if agent.alive and pids:
                 with suppress(ResourceError):
                     agent.send({"kill": pids})
-                    asked.append(agent)
+                    pending.append(agent)
         deadline = time.monotonic() + LIMIT
-        for agent in asked:
+        for agent in pending:
             with suppress(ResourceError):
                 agent.receive("killed", max(0.1, deadline - time.monotonic()))
         self._pids = []

@@ -44,6 +44,7 @@ class Worker:
         self._noted = 0.0
         self._main = threading.main_thread().ident
         self._parent = os.getppid()
+        self.device: Any = None
 
     def serve(self) -> None:
         """Answer messages in their order; ends when the controller does."""
@@ -117,18 +118,14 @@ class Worker:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.world > 1:
-            store: Any = dist.TCPStore(address, port, None, False, timedelta(seconds=timeout))
-            dist.init_process_group(
-                backend,
-                store=dist.PrefixStore(prefix, store),
-                rank=self.rank,
-                world_size=self.world,
-                timeout=timedelta(seconds=timeout),
-            )
-            total = torch.ones(64 * 256, device=self.device)
-            dist.all_reduce(total)
-            assert float(total.sum()) == total.numel() * self.world
+        limit = timedelta(seconds=timeout)
+        store: Any = dist.HashStore() if self.world == 1 else dist.TCPStore(address, port, None, False, limit)
+        dist.init_process_group(
+            backend, store=dist.PrefixStore(prefix, store), rank=self.rank, world_size=self.world, timeout=limit
+        )
+        total = torch.ones(64 * 256, device=self.device)
+        dist.all_reduce(total)
+        assert float(total.sum()) == total.numel() * self.world
         return socket.gethostname(), os.getpid()
 
     def do_probe(self, folder: Path, name: str, needed: Path) -> dict[str, Any]:
@@ -140,24 +137,24 @@ class Worker:
         content = file.read_text(encoding="ascii") if file.is_file() else ""
         if content:
             (folder / f"{name}-{self.rank}").write_text(content, encoding="ascii")
-        if self.world > 1:
-            total = torch.ones(64 * 256, device=self.device)
-            dist.all_reduce(total)
-            assert float(total.sum()) == total.numel() * self.world
+        total = torch.ones(64 * 256, device=self.device)
+        dist.all_reduce(total)
+        assert float(total.sum()) == total.numel() * self.world
         return {"content": content, "needed": needed.is_dir()}
 
-    def do_launch(
-        self, runtime: int, model: Any, pad: int, packing: bool, training: bool, dtype: str, path: list[str]
-    ) -> None:
+    def do_launch(self, runtime: int, model: Any, settings: Mapping[str, Any]) -> None:
         """Make the runtime that a stage works with."""
         import torch
 
         from towpath.runtime.launch import local
         from towpath.runtime.replica import Replica
+        from towpath.runtime.sharded import Sharded
 
-        sys.path += [entry for entry in path if entry not in sys.path]
+        sys.path += [entry for entry in settings["path"] if entry not in sys.path]
+        kind = Sharded if settings["sharded"] else Replica
+        dtype = getattr(torch, settings["dtype"])
         self.runtimes[runtime] = local(
-            Replica, model, pad, packing, training, getattr(torch, dtype), getattr(self, "device", torch.device("cpu"))
+            kind, model, settings["pad"], settings["packing"], settings["training"], dtype, self.device
         )
 
     def do_drop(self, runtimes: list[int]) -> None:
@@ -182,9 +179,12 @@ class Worker:
             self.handles.pop(number, None)
         replica = self.runtimes[runtime]
         arguments = {name: self._with_handles(x) for name, x in arguments.items()}
-        if method in ("forward_backward", "forward"):
-            arguments |= {"count": self.tick} if method == "forward_backward" else {}
-        return self._without_handles(getattr(replica, method)(**arguments))
+        if method == "forward_backward":
+            arguments |= {"count": self.tick}
+        result = getattr(replica, method)(**arguments)
+        if method in ("snapshot", "read_state"):
+            return None if result is None else self._number(result)
+        return self._without_handles(result)
 
     def do_run(self, runtime: int, function: str, arguments: Mapping[str, Any]) -> Any:
         """`package.module:function` with the runtime, a counter of progress, and plain data."""
@@ -281,7 +281,7 @@ def import_everything() -> None:
     from towpath.progress import quiet_libraries
 
     quiet_libraries()
-    for name in ("towpath.runtime.replica", "towpath.runtime.launch", "towpath.rollout.local", "towpath.rollout.pool"):
+    for name in ("towpath.runtime.sharded", "towpath.runtime.launch", "towpath.rollout.local", "towpath.rollout.pool"):
         importlib.import_module(name)
 
 
@@ -334,7 +334,7 @@ def _fork(
     if pid == 0:
         control.close()
         try:
-            _work(request, lambda asked: socket.socket(fileno=fds[0]) if fds else connect(asked))
+            _work(request, lambda request: socket.socket(fileno=fds[0]) if fds else connect(request))
             os._exit(0)
         except BaseException:
             traceback.print_exc()
