@@ -30,7 +30,8 @@ def launch(
     if not devices:
         return local(Local, model, pad, packing, training, dtype, device)
     threads = cluster.threads or max(1, torch.get_num_threads() // len(devices))
-    return Group(shared_workers(devices, threads, cluster.timeout), model, pad, dtype, packing, training)
+    workers = shared_workers(devices, threads, cluster.timeout)
+    return Group(workers, model, pad, dtype, packing, training, cluster.shard)
 
 
 def worker_devices(model: Model, cluster: Cluster) -> list[str]:
