@@ -108,6 +108,8 @@ def main() -> None:
     options = arguments()
     require_packages()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # a library that only asks whether there is a GPU must not bar forked processes from it
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     with tempfile.TemporaryDirectory() as scratch:
         results = run_all(options, begin, Path(scratch))
     failed = [name for name, result in results["checks"].items() if result["status"] != "done"]

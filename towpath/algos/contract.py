@@ -58,7 +58,7 @@ def add(into: Metrics, more: Metrics) -> None:
 def to_floats(metrics: Metrics) -> Metrics:
     """Metrics with their numbers in host memory, by one transfer."""
     pending = [x for numbers in metrics.values() for x in numbers if isinstance(x, Tensor)]
-    values = iter(torch.stack(pending).tolist() if pending else [])
+    values = iter(torch.stack([x.to(pending[0]).reshape(()) for x in pending]).tolist() if pending else [])
 
     def read(x: float | Tensor) -> float:
         return next(values) if isinstance(x, Tensor) else x

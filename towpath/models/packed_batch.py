@@ -57,7 +57,7 @@ def masks(config: Any, packed: PackedBatch, dtype: torch.dtype) -> Tensor | dict
         return varlen.row_mask(*_row_begins(packed))
     whole = attention_mask(packed.segment_PL, dtype, packed.parent_PL)
     window = window_of(config)
-    if window is None or int(packed.position_PL.max()) < window:
+    if window is None or (packed.longest or int(packed.position_PL.max()) + 1) <= window:
         return whole
     # distance of every query from every key
     apart_PLL = packed.position_PL[:, :, None] - packed.position_PL[:, None, :]

@@ -71,7 +71,13 @@ def token_bytes(shape: ModelShape, trains: bool, head_trains: bool, checkpointin
 def tokens_that_fit(
     free: int, shape: ModelShape, trains: bool = True, head_trains: bool = False, checkpointing: bool = False
 ) -> int:
-    """Tokens of a pass for which `free` bytes are enough, in thousands."""
+    """Tokens of a pass for which `free` bytes are enough."""
     logits = head_rows(False, shape.vocabulary) * shape.vocabulary * LOGITS_BYTES
     tokens = (int(USED * free) - logits) // token_bytes(shape, trains, head_trains, checkpointing)
-    return max(LEAST, min(MOST, tokens // 1024 * 1024))
+    return round_down(max(LEAST, min(MOST, tokens)))
+
+
+def round_down(tokens: int) -> int:
+    """The power of two below: other passes sum in another order, and a resumed run must not differ because a little
+    more or less memory was free."""
+    return 2 ** (tokens.bit_length() - 1)

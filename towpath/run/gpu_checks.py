@@ -6,14 +6,35 @@ from towpath.recipe import Recipe
 from towpath.records import Finding
 
 
+def uses_gpu(recipe: Recipe) -> bool:
+    """Whether this machine runs the recipe on a GPU."""
+    from towpath.runtime.process import device_named
+
+    return not recipe.model.is_on_cpu and device_named(recipe.model.device).type == "cuda"
+
+
+def check_gpu_memory(recipe: Recipe, needed: int, parameters: str) -> Iterator[Finding]:
+    """Whether weights and optimizer fit the GPU; passes take what is left."""
+    from towpath.runtime.process import describe_gpu, gpu_memory
+
+    if describe_gpu() is None:
+        return
+    free = gpu_memory()
+    evidence = f"about {needed / 1e9:,.1f} GB besides passes, {free / 1e9:,.1f} GB free on the GPU"
+    cause = f"weights, gradients and optimizer of {parameters}"
+    if needed <= free:
+        yield Finding("memory", "info", evidence, cause)
+        return
+    fix = "use LoRA or a smaller model, or model.quantize = '4bit', or free the GPU"
+    yield Finding("memory", "error", evidence, cause, fix)
+
+
 def check_gpu(recipe: Recipe) -> Iterator[Finding]:
     """A GPU that is named and missing, and the slow engine where there is one."""
-    if recipe.model.is_on_cpu:
+    if not uses_gpu(recipe):
         return
-    from towpath.runtime.process import describe_gpu, device_named
+    from towpath.runtime.process import describe_gpu
 
-    if device_named(recipe.model.device).type != "cuda":
-        return
     gpu = describe_gpu()
     if gpu is None:
         evidence = f"model.device = {recipe.model.device!r}: torch finds no GPU"

@@ -24,8 +24,8 @@ from towpath.records import Finding, Severity
 from towpath.rewards import sources
 from towpath.run import engine_checks, judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
-from towpath.run.gpu_checks import check_gpu
-from towpath.run.sizes import Size, disk_needed, memory_needed
+from towpath.run.gpu_checks import check_gpu, check_gpu_memory, uses_gpu
+from towpath.run.sizes import Size, disk_needed, gpu_memory_needed, memory_needed
 
 ENOUGH_PROMPTS = 200
 ENOUGH_PAIRS = 50
@@ -397,8 +397,11 @@ def _check_resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
     if others:
         parameters += f", and {others / 1e6:,.1f} M of other reward models"
     disk = disk_needed(recipe, size, reward)
+    findings = [_check_disk(recipe, run, disk, parameters)]
+    if uses_gpu(recipe):
+        return [*findings, *check_gpu_memory(recipe, gpu_memory_needed(recipe, size, reward, classifiers), parameters)]
     memory = memory_needed(recipe, size, reward, classifiers)
-    return [_check_disk(recipe, run, disk, parameters), *_check_memory(recipe, memory, parameters)]
+    return [*findings, *_check_memory(recipe, memory, parameters)]
 
 
 def _check_disk(recipe: Recipe, run: Path, needed: int, parameters: str) -> Finding:
@@ -414,7 +417,7 @@ def _check_disk(recipe: Recipe, run: Path, needed: int, parameters: str) -> Find
 
 def _check_memory(recipe: Recipe, needed: int, parameters: str) -> Iterator[Finding]:
     available = memory_available()
-    if available is None or recipe.model.is_on_gpu:
+    if available is None:
         return
     evidence = f"about {_gb(needed)} besides activations, {_gb(available)} available"
     cause = f"weights, gradients, optimizer and logits of {parameters}"

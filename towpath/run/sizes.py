@@ -16,6 +16,8 @@ TRAINING_COPIES = 5
 """A trained parameter with its gradient, two moments and the best checkpoint."""
 TOKENS_PER_PASS = 1024
 """What `auto` is on a CPU."""
+GPU_BYTES = 2, 18
+"""Of a frozen parameter in 16 bits; of a trained one with its low bits, gradient, sum of gradients and moments."""
 UNKNOWN_LORA_SHARE = 20
 """Without shapes, an adapter is estimated as this fraction of the model."""
 
@@ -58,21 +60,32 @@ def disk_needed(recipe: Recipe, size: Size, reward: Size | None = None) -> int:
 
 
 def memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0) -> int:
-    """Bytes of the largest stage: copies of the weights, trained parameters, and the logits of one pass. `reward` is as
-    above; `classifiers` are the parameters of the reward models that the policy's rewards name."""
+    """Bytes of the largest stage on a CPU: copies of the weights, trained parameters, and the logits of one pass.
+    `reward` is as above; `classifiers` are the parameters of the reward models that the policy's rewards name."""
+    weights = _largest_stage(recipe, size, reward, classifiers, BYTES, BYTES * TRAINING_COPIES)
+    return weights + 8 * _tokens_per_pass(recipe) * size.vocabulary
+
+
+def gpu_memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0) -> int:
+    """Bytes of the largest stage on a GPU, besides its passes."""
+    return _largest_stage(recipe, size, reward, classifiers, *GPU_BYTES)
+
+
+def _largest_stage(recipe: Recipe, size: Size, reward: Size | None, classifiers: int, frozen: int, trained: int) -> int:
+    """Bytes of the weights of the largest stage, by those of a frozen and of a trained parameter."""
     total = size.parameters or 0
     scorer_total = (reward or size).parameters or 0
-    sft, scorer, policy = (TRAINING_COPIES * count for count in _trained_parameters(recipe, size, reward))
+    sft, scorer, policy = (trained * count for count in _trained_parameters(recipe, size, reward))
     # Of a model that is trained whole, the weights are among the trained parameters.
     if recipe.sft.method == "lora":
-        sft += 2 * total
+        sft += frozen * 2 * total
     scorers = scorer_total
     if recipe.reward.method == "full" and recipe.reward.is_trained:
         scorers *= recipe.reward.ensemble_size
     else:
-        scorer += scorer_total
-    policy += scorers + classifiers + total * (2 if recipe.policy.method == "lora" else 1)
-    return BYTES * max(sft, scorer, policy) + 8 * _tokens_per_pass(recipe) * size.vocabulary
+        scorer += frozen * scorer_total
+    policy += frozen * (scorers + classifiers + total * (2 if recipe.policy.method == "lora" else 1))
+    return max(sft, scorer, policy)
 
 
 def _tokens_per_pass(recipe: Recipe) -> int:

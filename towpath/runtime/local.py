@@ -131,7 +131,10 @@ class Local:
         copies = sum(adapters.parameter_count * self.dtype.itemsize for adapters in adapted)
         checkpointing = self._gradient_checkpointing
         trained = self.trained().values()
-        self.tokens_per_pass = memory_plan.tokens_per_pass(self.trunks, trained, copies, checkpointing, self.device)
+        tokens = memory_plan.tokens_per_pass(self.trunks, trained, copies, checkpointing, self.device)
+        if tokens != self.tokens_per_pass:
+            print_note(f"passes of {tokens} tokens, by the device's memory; model.tokens_per_pass sets another number")
+        self.tokens_per_pass = tokens
 
     def close(self, role: str) -> None:
         """Close a role, and free its model if no other role uses it."""

@@ -26,7 +26,7 @@ def tokens_per_pass(
     pending = OPTIMIZER_BYTES * sum(weight.numel() for weight in weights) + copies
     names = {id(weight) for weight in weights}
     room = free_bytes(device) - pending
-    return min(
+    fitting = [
         tokens_that_fit(
             room,
             ModelShape.of_config(trunk.config),
@@ -35,7 +35,8 @@ def tokens_per_pass(
             checkpointing,
         )
         for trunk in trunks.values()
-    )
+    ]
+    return min(fitting, default=ON_A_CPU)
 
 
 def free_bytes(device: torch.device) -> int:

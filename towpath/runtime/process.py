@@ -85,6 +85,11 @@ def describe_gpu() -> str | None:
     return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
+def gpu_memory() -> int:
+    """Bytes that the GPU has free."""
+    return torch.cuda.mem_get_info()[0]
+
+
 def dtype_named(name: str, device: torch.device) -> torch.dtype:
     """The dtype of a recipe; `auto` is bfloat16 where it is measured to be faster than float32."""
     if name != "auto":
