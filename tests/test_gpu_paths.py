@@ -291,10 +291,10 @@ def test_prompts_are_counted_with_every_row_where_they_are_read_with_every_row(t
     rows = [Row(np.concatenate([PROMPTS[1], DRAW.integers(3, 250, 6)]), 9) for _ in range(8)]
     runtime = opened(copy.deepcopy(tiny), importlib.import_module("towpath.algos.sft"), varlen.NAME)
     runtime.tokens_per_pass = 45
-    assert [sum(len(row.ids) for row in part.rows) for part in runtime._micro_batches(Batch(rows))] == [45, 45, 30]
+    assert [sum(len(row.ids) for row in part.rows) for part in runtime.micro_batches(Batch(rows))] == [45, 45, 30]
     shared = opened(copy.deepcopy(tiny), importlib.import_module("towpath.algos.sft"))
     shared.tokens_per_pass = 45
-    assert len(list(shared._micro_batches(Batch(rows)))) == 2
+    assert len(list(shared.micro_batches(Batch(rows)))) == 2
 
 
 @pytest.mark.parametrize("name", ["sft", "ppo", "dpo"])

@@ -134,6 +134,11 @@ class Adapters:
                 parameters[f"base_model.model.{stem}.lora_B.weight"] = weight.b[name]
         return parameters
 
+    def all_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights of all adapters."""
+        for weight in self.weights.values():
+            yield from (*weight.a.values(), *weight.b.values())
+
     def _peft_name(self, path: str, name: str) -> str:
         """Where peft keeps an adapter of a stacked weight: it wraps the experts once for each weight, the last one
         outside."""

@@ -32,10 +32,16 @@ def settings(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
 
 def full_weight(layer: Any) -> Tensor:
     """A linear layer's weight in float32; of a four-bit layer the values that it multiplies with."""
-    weight = layer.weight.detach()
+    weight = whole(layer.weight.detach())
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         return weight.float()
     from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
     return dequantize_4bit(weight.data, state).float()
+
+
+def whole(weight: Any) -> Tensor:
+    """A weight; one that is divided over several processes is gathered, in which all of them take part."""
+    gather = getattr(weight, "full_tensor", None)
+    return weight if gather is None else gather()

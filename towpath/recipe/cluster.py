@@ -17,6 +17,13 @@ class Cluster(Section):
         "results do not depend on it beyond the order of sums",
     )
     threads: int = value(0, "CPU threads of each worker; 0 divides the cores among them", "0", ge=0)
+    shard: Literal["auto", "replicate", "fsdp"] = value(
+        "auto",
+        "replicate: each worker has the whole model; fsdp: weights, gradients and optimizer state are divided over the "
+        "workers; auto divides what would take more than 60 % of a GPU",
+        "auto",
+        "with LoRA a whole frozen model on each GPU is faster, as long as it fits",
+    )
     restarts: int = value(
         3, "how many times a stage is resumed from its last checkpoint after a worker was lost", "1-10", ge=0
     )

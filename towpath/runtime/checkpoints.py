@@ -3,7 +3,7 @@
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from towpath.progress import print_note
+from towpath.runtime.state_files import WHOLE
 from towpath.store.publish import MANIFEST, newest_intact, publish
 
 
@@ -26,9 +27,20 @@ class Checkpoints:
         self, step: int, tensors: Mapping[str, Tensor], notes: dict[str, Any], prefix: str = "step", keep: int = 2
     ) -> None:
         """Publish tensors and notes as `prefix_step`; those of later steps, of a run that was rewound, are removed."""
+        self.publish(step, lambda folder: save_file(dict(tensors), folder / WHOLE), notes, prefix, keep)
+
+    def publish(
+        self,
+        step: int,
+        write_tensors: Callable[[Path], None],
+        notes: dict[str, Any],
+        prefix: str = "step",
+        keep: int = 2,
+    ) -> None:
+        """`save`, where something else writes the tensors to a folder."""
 
         def write(folder: Path) -> None:
-            save_file(dict(tensors), folder / "tensors.safetensors")
+            write_tensors(folder)
             (folder / "notes.json").write_text(json.dumps(notes))
 
         target = self.folder / f"{prefix}_{step}"
@@ -45,6 +57,11 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def newest(self, prefix: str = "step") -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """Step, tensors and notes of the newest checkpoint that verifies, or None."""
+        newest = self.newest_folder(prefix)
+        return newest and (newest[0], load_file(newest[1] / WHOLE), newest[2])
+
+    def newest_folder(self, prefix: str = "step") -> tuple[int, Path, dict[str, Any]] | None:
         """The newest checkpoint that verifies, or None; damaged ones are moved aside, so that they are not in the
         way of new ones."""
         path, damaged = newest_intact(self.folder, prefix) if self.folder.is_dir() else (None, [])
@@ -57,4 +74,4 @@ class Checkpoints:
         if path is None:
             return None
         notes = json.loads((path / "notes.json").read_text())
-        return int(path.name.rsplit("_", 1)[1]), load_file(path / "tensors.safetensors"), notes
+        return int(path.name.rsplit("_", 1)[1]), path, notes

@@ -22,8 +22,8 @@ from towpath.recipe import Lora
 
 Needs = Mapping[str, tuple[str, ...]]
 """role -> what is wanted of it: logp, entropy, value, score, features, last."""
-Snapshot = Mapping[str, Tensor]
-"""Named tensors in host memory."""
+Snapshot = Any
+"""A copy of what has been learned, where the runtime keeps it."""
 
 
 @dataclass(frozen=True)
@@ -185,12 +185,17 @@ class Runtime(Protocol):
         """A copy of all trainable weights."""
         ...
 
-    def state(self) -> Snapshot:
-        """Trainable weights and optimizer state for a checkpoint; must be written before the next step."""
+    def restore(self, snapshot: Snapshot) -> None:
+        """Load the weights of a snapshot."""
         ...
 
-    def restore(self, state: Snapshot) -> None:
-        """Load the tensors of `snapshot` or `state`."""
+    def write_state(self, folder: Path, best: Snapshot | None) -> None:
+        """Write trainable weights, optimizer state and a snapshot to a folder, for a checkpoint; what is written does
+        not depend on the number of processes."""
+        ...
+
+    def read_state(self, folder: Path) -> Snapshot | None:
+        """Load what `write_state` wrote, and return its snapshot."""
         ...
 
     def reset_optimizer(self) -> None:

@@ -47,22 +47,30 @@ class Group:
     """`Local` in each worker, and this process as their controller."""
 
     def __init__(
-        self, workers: Workers, model: Model, pad: int, dtype: torch.dtype, packing: bool = True, training: bool = True
+        self,
+        workers: Workers,
+        model: Model,
+        pad: int,
+        dtype: torch.dtype,
+        packing: bool = True,
+        training: bool = True,
+        sharded: bool = False,
     ) -> None:
         self.workers = workers
+        self._sharded = sharded
         self._number = _next_number()
         self._free: dict[int, list[int]] = {rank: [] for rank in range(workers.count)}
         """Handles without a reference in this process, by rank."""
         self._steps = 0
-        arguments = {
-            "runtime": self._number,
-            "model": model,
+        settings = {
             "pad": pad,
             "packing": packing,
             "training": training,
             "dtype": str(dtype).removeprefix("torch."),
+            "sharded": sharded,
             "path": [entry for entry in sys.path if entry],
         }
+        arguments = {"runtime": self._number, "model": model, "settings": settings}
         workers.ask("launch", [arguments] * workers.count)
         weakref.finalize(self, workers.drop, self._number).atexit = False
 
@@ -108,7 +116,9 @@ class Group:
     # Rows and their workers
 
     def _split(self, batch: Batch, handle: SharedHandle | None = None) -> list[tuple[np.ndarray, Batch] | None]:
-        """For each worker the numbers of its rows and the batch of them, or None."""
+        """For each worker the numbers of its rows and the batch of them; None for a worker without rows, if it is not
+        needed. With a `handle` only those that have it are."""
+        resident = handle is not None
         handle = handle or next(iter(batch.handles.values()), None)
         if handle is None:
             group_rank = deal_rows(batch, self.workers.count)
@@ -120,7 +130,9 @@ class Group:
         for rank in range(self.workers.count):
             groups = np.flatnonzero(group_rank == rank)
             if not len(groups):
-                parts.append(None)
+                # models that are divided need all workers in each pass
+                nothing = np.zeros(0, np.int64), Batch([])
+                parts.append(nothing if self._sharded and not resident else None)
                 continue
             parts.append((rows_of_groups(batch, groups), self._on_worker(batch.take(groups), rank, handle)))
         return parts
@@ -178,7 +190,7 @@ class Group:
             for part in parts
         ]
         replies = self._ask("score", arguments)
-        outputs = [(part[0], reply) for part, reply in zip(parts, replies, strict=True) if part is not None]
+        outputs = [(part[0], reply) for part, reply in zip(parts, replies, strict=True) if part and reply is not None]
         whole = passes.join(outputs, torch.from_numpy(batch.mask_BT))
         numbers = {rank: reply.features for rank, reply in enumerate(replies) if reply is not None}
         if any(number is not None for number in numbers.values()):
@@ -222,7 +234,7 @@ class Group:
         return norm
 
     def nonfinite(self) -> Sequence[str]:
-        return self._first("nonfinite")
+        return next((names for names in self._all("nonfinite") if names), [])
 
     # What workers keep
 
@@ -235,7 +247,9 @@ class Group:
         ]
         replies = self._ask("cache_frozen_prefix", numbered)
         numbers = {rank: reply["prefix"] for rank, reply in enumerate(replies) if reply}
-        if len(numbers) < sum(part is not None for part in parts):  # too large for one worker: for none
+        if len(numbers) < sum(
+            part is not None and len(part[0]) > 0 for part in parts
+        ):  # too large for one worker: for none
             _free(self._free, numbers)
             return batch
         return batch.with_handle("prefix", self._handle(numbers, parts, len(batch)))
@@ -284,13 +298,28 @@ class Group:
     # State
 
     def snapshot(self) -> Snapshot:
-        return self._first("snapshot")
+        """A copy of the weights, which the workers keep."""
+        return self._stored_by_workers(self._all("snapshot"))
 
-    def state(self) -> Snapshot:
-        return self._first("state")
+    def restore(self, snapshot: Snapshot) -> None:
+        """Load a snapshot on all workers."""
+        self._ask("restore", [{"snapshot": _number(snapshot, rank)} for rank in range(self.workers.count)])
 
-    def restore(self, state: Snapshot) -> None:
-        self._all("restore", state=dict(state))
+    def write_state(self, folder: Path, best: Snapshot | None) -> None:
+        """Each worker writes what it alone has."""
+        arguments = [{"folder": folder, "best": _number(best, rank)} for rank in range(self.workers.count)]
+        self._ask("write_state", arguments)
+
+    def read_state(self, folder: Path) -> Snapshot | None:
+        """Load a checkpoint on all workers, whatever number of them wrote it."""
+        return self._stored_by_workers(self._all("read_state", folder=folder))
+
+    def _stored_by_workers(self, numbers: Sequence[int | None]) -> SharedHandle | None:
+        """A handle to what each worker keeps under its number."""
+        if all(number is None for number in numbers):
+            return None
+        by_rank = {rank: number for rank, number in enumerate(numbers) if number is not None}
+        return self._handle(by_rank, [None] * self.workers.count, 0)
 
     def reset_optimizer(self) -> None:
         self._all("reset_optimizer")
@@ -301,7 +330,8 @@ class Group:
         self._first("save", role=role, path=path)
 
     def export(self, role: str, folder: Path, chat: Chat) -> None:
-        self._first("export", role=role, folder=folder, chat=chat)
+        ask = self._all if self._sharded else self._first
+        ask("export", role=role, folder=folder, chat=chat)
 
     def export_adapter(self, role: str, folder: Path) -> None:
         self._first("export_adapter", role=role, folder=folder)
@@ -325,6 +355,11 @@ class Group:
     def agree(self, value: float) -> float:
         """The number itself: one process decides."""
         return value
+
+
+def _number(handle: SharedHandle | None, rank: int) -> dict[str, Any] | None:
+    """A worker's own number of a handle, as an argument."""
+    return None if handle is None or rank not in handle.numbers else {"handle": handle.numbers[rank]}
 
 
 def _handle_argument(features: SharedHandle, rank: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from towpath.models.packed_batch import concatenates_rows
 from towpath.models.varlen import determinism_restored
 from towpath.progress import print_note, progress
 from towpath.recipe import Compile
-from towpath.runtime import memory_plan, passes
+from towpath.runtime import memory_plan, passes, state_files
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot, WeightSink, WeightSource
 from towpath.runtime.out_of_memory import with_less
 from towpath.runtime.process import memory_in_use, release_memory
@@ -45,6 +45,8 @@ PACK_WIDTH = 256
 """Widest line that short rows are packed into; wider ones spend on attention what they save on padding."""
 FEWEST_TOKENS = 16
 """Tokens a pass below which splitting further gains nothing."""
+BEST = "best:"
+"""Begins the names of the best weights in a checkpoint."""
 MOST_PREFIX_BYTES = 2**30
 """States of frozen layers that are cached for one batch."""
 
@@ -113,6 +115,7 @@ class Local:
         for name, spec in roles.items():
             self._specs[name] = spec
             self.roles[name] = self._role(name, spec)
+        self.prepare_training()
         rates = {name: spec.learning_rate for name, spec in roles.items() if spec.learning_rate is not None}
         rates |= {
             f"{name}/head": spec.head_learning_rate
@@ -135,6 +138,9 @@ class Local:
         if tokens != self.tokens_per_pass:
             print_note(f"passes of {tokens} tokens, by the device's memory; model.tokens_per_pass sets another number")
         self.tokens_per_pass = tokens
+
+    def prepare_training(self) -> None:
+        """What is done to models once their adapters are there, before an optimizer is made."""
 
     def close(self, role: str) -> None:
         """Close a role, and free its model if no other role uses it."""
@@ -248,6 +254,11 @@ class Local:
         # with weight decay the usual betas of pre-training, else those of Adam
         betas = 0.9, 0.95 if weight_decay else 0.999
         self.optimizer = AdamW([(rates[name], weights) for name, weights in groups.items()], eps, weight_decay, betas)
+        self.split_weights()
+
+    def split_weights(self) -> None:
+        """Divide float32 weights that train into the bfloat16 that passes read, and low bits."""
+        assert self.optimizer is not None
         for role in self.roles.values():
             if "trunk" in role.trains and self.dtype == torch.bfloat16:
                 for weight in self.trunks[role.trunk].parameters():
@@ -282,7 +293,7 @@ class Local:
         numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **cached}, handles=batch.handles)
         parts = []
         with progress(f"scoring by {name}", _tokens(batch), "tokens") as work:
-            for part in self._micro_batches(numbered):
+            for part in self.micro_batches(numbered):
                 parts.append((part.columns["row"], self._forward(name, part, wants, temperature)))
                 work.advance(_tokens(part))
         return passes.join(parts, torch.from_numpy(batch.mask_BT).to(self.device))
@@ -291,7 +302,7 @@ class Local:
         """Metrics of a loss, without gradient."""
         metrics: Metrics = {}
         with torch.no_grad():
-            for part in self._micro_batches(batch):
+            for part in self.micro_batches(batch):
                 on_device = passes.columns_on_device(part, self.device)
                 for name, wants in needs.items():
                     add(metrics, loss(self._forward(name, part, wants, temperature), on_device)[1])
@@ -338,7 +349,7 @@ class Local:
         count: Callable[[int], None],
     ) -> Metrics:
         metrics: Metrics = {}
-        for number, part in enumerate(self._micro_batches(batch)):
+        for number, part in enumerate(self.micro_batches(batch)):
             if self.optimizer is not None:
                 self.optimizer.accumulate()
             on_device = passes.columns_on_device(part, self.device)
@@ -427,17 +438,17 @@ class Local:
             return nullcontext()
         return self.adapters[role.trunk].acting(role.adapter, self._dropping)
 
-    def _micro_batches(self, batch: Batch, tokens: int | None = None) -> Iterator[Batch]:
+    def micro_batches(self, batch: Batch, tokens: int | None = None) -> Iterator[Batch]:
         repeated = any(concatenates_rows(trunk) for trunk in self.trunks.values())
         return batch.micro_batches(tokens or self.tokens_per_pass, repeated)
 
     def _halve(self, batch: Batch) -> None:
         """Fewer tokens a pass from now on: as many as make more passes of this batch."""
-        before = sum(1 for _ in self._micro_batches(batch))
+        before = sum(1 for _ in self.micro_batches(batch))
         tokens = min(self.tokens_per_pass, _tokens(batch))
         while tokens > FEWEST_TOKENS:
             tokens //= 2
-            if sum(1 for _ in self._micro_batches(batch, tokens)) > before:
+            if sum(1 for _ in self.micro_batches(batch, tokens)) > before:
                 print_note(
                     f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set "
                     f"model.tokens_per_pass = {tokens}"
@@ -478,7 +489,7 @@ class Local:
             return None
         states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
         with progress("lower layers", _tokens(batch), "tokens") as work:
-            for part in self._micro_batches(Batch(batch.rows, {"cached_row": np.arange(len(batch))})):
+            for part in self.micro_batches(Batch(batch.rows, {"cached_row": np.arange(len(batch))})):
                 one = passes.prepare(model, part, (), self._pads.get(trunk, self.pad), 0, self.device, shape[1])
                 states_MD = lm.run_lower_layers(model, one.lines, depth)
                 states_BSD.flatten(0, 1).index_copy_(0, one.state_M, states_MD[one.position_M])
@@ -510,8 +521,8 @@ class Local:
         target = target.to(self.device)
         if isinstance(features, Handle):
             mask_BT = self._masks[id(features)]
-            # [B,T,F] to [N,F]
-            return self._stored[id(features)][mask_BT], target[mask_BT]
+            # [B,T,F] to [N,F]; targets may be wider, as those of a batch with rows of other workers
+            return self._stored[id(features)][mask_BT], target[:, : mask_BT.shape[1]][mask_BT]
         return features[:, : len(ridge.head.weight)].to(self.device), target
 
     def head(self, role: str) -> dict[str, Tensor]:
@@ -535,7 +546,7 @@ class Local:
         that is not finite."""
         assert self.optimizer is not None
         self._initial_fits.clear()
-        norm = self.optimizer.norm()
+        norm = self.gradient_norm()
         if np.isfinite(norm):
             # clipped while it is read: no pass over the gradients of its own
             self.optimizer.step(rate, min(1.0, max_grad_norm / (norm + 1e-6)))
@@ -545,6 +556,11 @@ class Local:
             self._nonfinite = [key for key, p in self.trained().items() if p in bad]
         self.optimizer.zero_grad()
         return norm
+
+    def gradient_norm(self) -> float:
+        """The norm of all gradients together."""
+        assert self.optimizer is not None
+        return self.optimizer.norm()
 
     def nonfinite(self) -> list[str]:
         """Names of the weights whose gradient was not finite in the last step that had one."""
@@ -557,11 +573,22 @@ class Local:
 
     # State
 
+    def write_state(self, folder: Path, best: Snapshot | None) -> None:
+        """Write weights, optimizer state and a snapshot to a folder."""
+        state_files.write_slices(folder, 0, 1, self.state() | {f"{BEST}{key}": x for key, x in (best or {}).items()})
+
+    def read_state(self, folder: Path) -> Snapshot | None:
+        """Load what `write_state` wrote, here or on workers, and return its snapshot."""
+        reader = state_files.StateReader(folder)
+        state, best = state_files.split_prefix({key: reader.read(key) for key in reader.keys()}, BEST)  # noqa: SIM118
+        self.load_tensors(state)
+        return best or None
+
     def snapshot(self) -> Snapshot:
         """A copy of all that trains: weights, and closed-form heads with the sums they rest on."""
         return {key: tensor.clone() for key, tensor in self._learned().items()}
 
-    def state(self) -> Snapshot:
+    def state(self) -> dict[str, Tensor]:
         """Weights and optimizer: the tensors themselves, to be written before the next step."""
         assert self.optimizer is not None
         tensors = self._learned()
@@ -570,9 +597,13 @@ class Local:
                 tensors[f"adam:{name}:{key}"] = value.cpu()
         return tensors
 
-    def _learned(self) -> dict[str, Tensor]:
+    def live(self) -> dict[str, Tensor]:
+        """The tensors that are learned, themselves."""
         weights = {key: parameter.detach() for key, parameter in self.trained().items()}
-        return {key: tensor.cpu() for key, tensor in (weights | self._low_bits() | self._closed_form()).items()}
+        return weights | self._low_bits() | self._closed_form()
+
+    def _learned(self) -> dict[str, Tensor]:
+        return {key: tensor.cpu() for key, tensor in self.live().items()}
 
     def _low_bits(self) -> dict[str, Tensor]:
         """The low bits of weights that are split into bfloat16 and a rest."""
@@ -584,7 +615,11 @@ class Local:
         heads = {name: role.closed_form_head for name, role in self.roles.items() if role.closed_form_head is not None}
         return {f"fit:{name}/{key}": x for name, head in heads.items() for key, x in head.state().items()}
 
-    def restore(self, state: Snapshot) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
+        """Load the weights of a snapshot."""
+        self.load_tensors(snapshot)
+
+    def load_tensors(self, state: Mapping[str, Tensor]) -> None:
         """Load the tensors of `snapshot` or `state`."""
         for key, part in self._closed_form().items():
             if key in state:

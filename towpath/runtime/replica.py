@@ -4,18 +4,25 @@ B rows, N tokens, F features.
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from towpath.models.heads import RidgeHead
-from towpath.runtime.contract import Handle
+from towpath.runtime.contract import Handle, Snapshot
 from towpath.runtime.local import Local
 
 
 class Replica(Local):
     """`Local` on some of the rows. Whatever trains is the same on all workers after each step."""
+
+    @property
+    def world(self) -> int:
+        """The number of workers."""
+        return dist.get_world_size() if dist.is_initialized() else 1
 
     @property
     def rank(self) -> int:
@@ -24,24 +31,67 @@ class Replica(Local):
 
     def digest(self) -> str:
         """A hash of all that trains, which must be the same on all workers."""
-        content = hashlib.sha256()
-        for key, tensor in self.snapshot().items():
-            content.update(key.encode())
-            content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return content.hexdigest()
+        return digest(self.live())
+
+    # State: the first worker writes and reads it, and all get it
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the weights; the first worker's stands for all."""
+        return super().snapshot() if self.rank == 0 else {}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Load the first worker's snapshot everywhere."""
+        if self.rank == 0:
+            super().restore(snapshot)
+        self._broadcast(list(self.live().values()))
+
+    def write_state(self, folder: Path, best: Snapshot | None) -> None:
+        if self.rank == 0:
+            super().write_state(folder, best)
+
+    def read_state(self, folder: Path) -> Snapshot | None:
+        """The first worker reads: the others may have no such folder."""
+        best = None
+        trained = self.trained()
+        has_state = torch.zeros(len(trained), device=self.device)
+        if self.rank == 0:
+            best = super().read_state(folder)
+        assert self.optimizer is not None
+        if self.rank == 0:
+            has_state = torch.tensor([float(p in self.optimizer.state) for p in trained.values()], device=self.device)
+        self._broadcast([has_state, *self.live().values()])
+        for weight, present in zip(trained.values(), has_state.tolist(), strict=True):
+            if present:
+                self._broadcast(list(self.optimizer.state_of(weight).values()))
+        return best if self.rank == 0 else {}
+
+    @torch.no_grad()
+    def _broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """The first worker's values everywhere."""
+        if self.world == 1:
+            return
+        for tensor in tensors:
+            value = tensor.to(self.device)
+            dist.broadcast(value, 0)
+            tensor.copy_(value)
 
     def step(self, rate: float, max_grad_norm: float) -> float:
         """Add the gradients of all workers, then the step of `Local`, the same everywhere."""
         assert self.optimizer is not None
-        if _world() > 1:
+        if self.world > 1:
             self._reduce_gradients()
         return super().step(rate, max_grad_norm)
+
+    def replicated(self) -> list[nn.Parameter]:
+        """The weights that train and are whole on each worker."""
+        assert self.optimizer is not None
+        return self.optimizer.weights
 
     @torch.no_grad()
     def _reduce_gradients(self) -> None:
         """One flat sum of all gradients, and of who has one: a weight without a gradient anywhere must not move."""
         assert self.optimizer is not None
-        weights = self.optimizer.weights
+        weights = self.replicated()
         gradients = self.optimizer.gradients()
         dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
         sizes = [weight.numel() for weight in weights]
@@ -60,7 +110,7 @@ class Replica(Local):
     def fit(self, role: str, features: Handle | Tensor | None, target: Tensor | None, decay: float = 1.0) -> None:
         """Add the sums of this worker's rows to those of the others; the first worker solves, and all get its head."""
         ridge = self._ridge(role)
-        if _world() == 1:
+        if self.world == 1:
             assert features is not None and target is not None
             super().fit(role, features, target, decay)
             return
@@ -84,5 +134,10 @@ class Replica(Local):
         return self.fit_rows(ridge, features, target)
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors."""
+    content = hashlib.sha256()
+    for key, tensor in tensors.items():
+        content.update(key.encode())
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from towpath.models.adapters import Adapters
+from towpath.models.quantized import whole
 from towpath.runtime.contract import WeightSource
 
 
@@ -59,9 +60,9 @@ def named_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _merged(name: str, weight: Tensor, adapters: Adapters | None, adapter: str | None) -> Tensor:
     if adapters is None:
-        return weight.detach()
+        return whole(weight.detach())
     layer = adapters.layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
     if layer is not None:
         return layer.merged(adapter)
     expert = adapters.experts.get(name)
-    return weight.detach() if expert is None else expert.merged(adapter)
+    return whole(weight.detach()) if expert is None else expert.merged(adapter)

@@ -42,6 +42,7 @@ class Worker:
         self._units = 0
         self._noted = 0.0
         self._main = threading.main_thread().ident
+        self.device: Any = None
 
     def serve(self) -> None:
         """Answer messages in their order; ends when the controller does."""
@@ -115,32 +116,29 @@ class Worker:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.world > 1:
-            store: Any = dist.TCPStore(address, port, None, False, timedelta(seconds=timeout))
-            dist.init_process_group(
-                backend,
-                store=dist.PrefixStore(prefix, store),
-                rank=self.rank,
-                world_size=self.world,
-                timeout=timedelta(seconds=timeout),
-            )
-            total = torch.ones(64 * 256, device=self.device)
-            dist.all_reduce(total)
-            assert float(total.sum()) == total.numel() * self.world
+        limit = timedelta(seconds=timeout)
+        store: Any = dist.HashStore() if self.world == 1 else dist.TCPStore(address, port, None, False, limit)
+        dist.init_process_group(
+            backend, store=dist.PrefixStore(prefix, store), rank=self.rank, world_size=self.world, timeout=limit
+        )
+        total = torch.ones(64 * 256, device=self.device)
+        dist.all_reduce(total)
+        assert float(total.sum()) == total.numel() * self.world
         return socket.gethostname(), os.getpid()
 
-    def do_launch(
-        self, runtime: int, model: Any, pad: int, packing: bool, training: bool, dtype: str, path: list[str]
-    ) -> None:
+    def do_launch(self, runtime: int, model: Any, settings: Mapping[str, Any]) -> None:
         """Make the runtime that a stage works with."""
         import torch
 
         from towpath.runtime.launch import local
         from towpath.runtime.replica import Replica
+        from towpath.runtime.sharded import Sharded
 
-        sys.path += [entry for entry in path if entry not in sys.path]
+        sys.path += [entry for entry in settings["path"] if entry not in sys.path]
+        kind = Sharded if settings["sharded"] else Replica
+        dtype = getattr(torch, settings["dtype"])
         self.runtimes[runtime] = local(
-            Replica, model, pad, packing, training, getattr(torch, dtype), getattr(self, "device", torch.device("cpu"))
+            kind, model, settings["pad"], settings["packing"], settings["training"], dtype, self.device
         )
 
     def do_drop(self, runtimes: list[int]) -> None:
@@ -165,9 +163,12 @@ class Worker:
             self.handles.pop(number, None)
         replica = self.runtimes[runtime]
         arguments = {name: self._with_handles(x) for name, x in arguments.items()}
-        if method in ("forward_backward", "forward"):
-            arguments |= {"count": self.tick} if method == "forward_backward" else {}
-        return self._without_handles(getattr(replica, method)(**arguments))
+        if method == "forward_backward":
+            arguments |= {"count": self.tick}
+        result = getattr(replica, method)(**arguments)
+        if method in ("snapshot", "read_state"):
+            return None if result is None else self._number(result)
+        return self._without_handles(result)
 
     def do_run(self, runtime: int, function: str, arguments: Mapping[str, Any]) -> Any:
         """`package.module:function` with the runtime, a counter of progress, and plain data."""
@@ -252,7 +253,7 @@ def _import_everything() -> None:
     from towpath.progress import quiet_libraries
 
     quiet_libraries()
-    for name in ("towpath.runtime.replica", "towpath.runtime.launch", "towpath.rollout.local", "towpath.rollout.pool"):
+    for name in ("towpath.runtime.sharded", "towpath.runtime.launch", "towpath.rollout.local", "towpath.rollout.pool"):
         importlib.import_module(name)
 
 

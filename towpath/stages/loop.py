@@ -250,7 +250,7 @@ def _resume(
     config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], checkpoints: Checkpoints
 ) -> tuple[int, TrainState, Snapshot | None]:
     """First step, state and best weights from the newest checkpoint that verifies."""
-    newest = checkpoints.newest()
+    newest = checkpoints.newest_folder()
     if checkpoints.passed_over:
         begins = f"step {newest[0]}" if newest else "the beginning"
         cause = "a disk fault, a full disk, or files changed by hand; a kill leaves no half-written checkpoint"
@@ -259,13 +259,12 @@ def _resume(
     if newest is None:
         job.log.rewind(-1)
         return 0, TrainState(dict(config.knobs)), None
-    step, tensors, notes = newest
-    runtime.restore(tensors)
+    step, folder, notes = newest
+    best = runtime.read_state(folder)
     job.log.rewind(step)
-    best = {key.removeprefix("best:"): value for key, value in tensors.items() if key.startswith("best:")}
     if notes["best_score"] is None:
         notes["best_score"] = -math.inf
-    return step, TrainState(**notes), best or None
+    return step, TrainState(**notes), best
 
 
 class _Saver:
@@ -288,11 +287,10 @@ class _Saver:
         """Write the state after `step` steps, unless it is already written."""
         if step != self.step:
             started = time.monotonic()
-            tensors = {**self.runtime.state(), **{f"best:{key}": value for key, value in (best or {}).items()}}
             notes = dict(state.__dict__)
             if not math.isfinite(state.best_score):
                 notes["best_score"] = None
-            self.checkpoints.save(step, tensors, notes)
+            self.checkpoints.publish(step, lambda folder: self.runtime.write_state(folder, best), notes)
             self.step = step
             self._at = time.monotonic()
             self._interval = _checkpoint_interval(self.job.checkpoint_seconds, self._at - started)

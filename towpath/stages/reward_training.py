@@ -60,7 +60,7 @@ def train_member(
     train_batch, held_out_batch = (
         runtime.cache_frozen_prefix(_batch(member_job, pairs), "reward") for pairs in (training, held_out)
     )
-    if Checkpoints(member_job.folder).newest() is None:
+    if Checkpoints(member_job.folder).newest_folder() is None:
         features_BD = _last_states(runtime, train_batch)
         if number == 1:
             np.savez(

@@ -41,6 +41,7 @@ def is_supported(model: Any) -> bool:
         and not getattr(config, "attention_dropout", 0.0)
         and config._attn_implementation == NAME
         and model.device.type == "cpu"
+        and not getattr(model, "is_sharded", False)
     )
 
 

@@ -115,16 +115,20 @@ class AdamW:
         for (step, _), updates in lists.items():
             foreach.adamw_step(updates, step)
 
+    def state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """Moments and step count of a weight, zeros before its first step."""
+        if weight not in self.state:
+            dtype = torch.float32 if weight in self.low_bits else weight.dtype
+            mean, square = (torch.zeros(weight.shape, dtype=dtype, device=weight.device) for _ in range(2))
+            self.state[weight] = dict(zip(self.STATE, (mean, square, torch.tensor(0.0)), strict=True))
+        return self.state[weight]
+
     def _update(
         self, weight: nn.Parameter, grad: Tensor, rate: float, scale: float
     ) -> tuple[AdamWStep, foreach.Update]:
         """The numbers of a weight's next step, and the tensors that it changes."""
         low_bits = self.low_bits.get(weight)
-        if weight not in self.state:
-            dtype = torch.float32 if low_bits is not None else weight.dtype
-            mean, square = (torch.zeros(weight.shape, dtype=dtype, device=weight.device) for _ in range(2))
-            self.state[weight] = dict(zip(self.STATE, (mean, square, torch.tensor(0.0)), strict=True))
-        mean, square, steps = self.state[weight].values()
+        mean, square, steps = self.state_of(weight).values()
         count = float(steps.add_(1))
         beta1, beta2 = self.betas
         step = AdamWStep(
