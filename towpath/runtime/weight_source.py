@@ -8,6 +8,7 @@ from torch import Tensor
 
 from towpath.models.adapters import Adapters
 from towpath.models.quantized import whole
+from towpath.models.quantized import whole
 from towpath.runtime.contract import WeightSource
 
 
