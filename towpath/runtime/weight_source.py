@@ -8,7 +8,6 @@ from torch import Tensor
 
 from towpath.models.adapters import Adapters
 from towpath.models.quantized import whole
-from towpath.models.quantized import whole
 from towpath.runtime.contract import WeightSource
 
 
