@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 import towpath as tp
 from towpath.algos import reward_model, sft
 from towpath.data.batch import Batch, Row
+from towpath.models import base
 from towpath.recipe import Lora, Model, Reward, Sft
 from towpath.run import training
 from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
 from towpath.runtime.group import Group
 from towpath.runtime.launch import local
 from towpath.runtime.local import Local
+from towpath.runtime.sharding import bytes_on_a_gpu
 from towpath.runtime.shares import deal, deal_rows, rows_of_groups
 from towpath.runtime.state_files import StateReader
 from towpath.runtime.workers import shared_workers
@@ -56,7 +58,7 @@ def launch_with(
     """Local for 0 workers, else a group."""
     if workers:
         group = shared_workers(["cpu"] * workers, 1, 60.0)
-        return Group(group, model, pad, dtype, packing, training, shard)
+        return Group(group, model, pad, dtype, packing, training, "fsdp" if shard else "replicate")
     return local(Local, model, pad, packing, training, dtype, torch.device("cpu"))
 
 
@@ -276,3 +278,14 @@ def test_dealing_is_even_and_covers_each_row_once() -> None:
     batch = Batch(rows_of(9), {}, (2, 3, 4))
     groups = [np.flatnonzero(deal_rows(batch, 2) == rank) for rank in range(2)]
     assert sorted(np.concatenate([rows_of_groups(batch, part) for part in groups]).tolist()) == list(range(9))
+
+
+def test_weights_are_divided_where_they_take_too_much_of_a_gpu(tiny_folder) -> None:
+    parameters = sum(p.numel() for p in base.load(tiny_folder, torch.float32, "grouped").parameters())
+    lora = RoleSpec(tiny_folder, Lora(), learning_rate=1e-4)
+    full = RoleSpec(tiny_folder, learning_rate=1e-4)
+    reference = RoleSpec(tiny_folder)
+    assert bytes_on_a_gpu({"policy": lora, "reference": reference}) == 2 * parameters
+    assert bytes_on_a_gpu({"policy": full, "reference": reference}) == (2 + 18) * parameters
+    copied = RoleSpec(copies="policy", learning_rate=1e-4, head="scalar")
+    assert bytes_on_a_gpu({"policy": full, "critic": copied}) == 2 * 18 * parameters

@@ -23,12 +23,13 @@ def launch(
 ) -> Runtime:
     """One process on one device, or several workers. Layers are compiled, where the recipe says so, only for
     training."""
-    workers = open_workers(model, cluster or Cluster())
+    cluster = cluster or Cluster()
+    workers = open_workers(model, cluster)
     if workers is None:
         device = device_named(model.device)
         return local(Local, model, pad, packing, training, dtype_named(model.dtype, device), device)
     dtype = dtype_named(model.dtype, torch.device(workers.devices[0]))
-    return Group(workers, model, pad, dtype, packing, training)
+    return Group(workers, model, pad, dtype, packing, training, cluster.shard)
 
 
 def local(

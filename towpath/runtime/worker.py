@@ -165,6 +165,14 @@ class Worker:
             self.runtimes.pop(runtime, None)
         release_memory()
 
+    def do_capacity(self) -> float:
+        """Bytes of this worker's GPU; on a CPU no limit by which weights would be divided."""
+        import torch
+
+        if self.device.type != "cuda":
+            return float("inf")
+        return float(torch.cuda.get_device_properties(self.device).total_memory)
+
     def do_memory(self) -> float:
         """Bytes in use."""
         from towpath.runtime.process import memory_in_use
