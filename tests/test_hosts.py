@@ -376,8 +376,8 @@ def test_nodes_that_are_short_are_named(tmp_path):
 
 @needs_ray
 @pytest.mark.slow
-def test_no_ray_cluster_is_an_error():
+def test_no_ray_cluster_is_an_error(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(ResourceError, match=rf"cluster.address = '127.0.0.1:{port}': no Ray cluster"):
-        train(Path("unused"), {"nodes": 2, "address": f"127.0.0.1:{port}"})
+        train(tmp_path, {"nodes": 2, "address": f"127.0.0.1:{port}"})
