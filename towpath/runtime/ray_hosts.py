@@ -50,10 +50,12 @@ class RayDriver:
         )
         self._unread = b""
         try:
-            self.head = str(self.ask("connect", CONNECT_SECONDS, address=address)["head"])
+            reply = self.ask("connect", CONNECT_SECONDS, address=address)
         except ResourceError as error:
             self.close()
             raise _no_cluster(address, error.value) from error
+        self.head = str(reply["head"])
+        self.authenticated = bool(reply["authenticated"])
 
     def ask(self, method: str, limit: float, **arguments: Any) -> dict[str, Any]:
         """A reply within a limit."""
@@ -130,6 +132,11 @@ class RayHosts:
         own = address_of(cluster.interface) if cluster.interface else address_towards(head)
         self.listener = Listener(own, 0, self.token)
         self.agents: list[Agent] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anyone who reaches the cluster's ports can run programs there."""
+        return not self.driver.authenticated
 
     def gather(self, on_change: Callable[[], None]) -> list[Agent]:
         """An agent on each node, on as many as there are up to `nodes`; `on_change` is called before they change."""
