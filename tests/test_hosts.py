@@ -395,6 +395,7 @@ def test_a_run_continues_on_fewer_nodes(checkpoint_each_step, tmp_path, capsys, 
         settings = Cluster(threads=1, **cluster)
         assert (on_two := open_workers(Model(source="tiny"), settings)) and on_two.count == 2
         nodes.change("add")
+        time.sleep(3)  # until Ray shows it
         assert (on_three := open_workers(Model(source="tiny"), settings)) and on_three.count == 3
         assert not on_two.alive and len(on_three.ask("memory", [{}] * 3)) == 3
         close_workers()

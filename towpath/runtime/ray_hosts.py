@@ -25,7 +25,7 @@ from towpath.runtime.remote import Agent, Listener
 from towpath.runtime.versions import require_same
 
 CONNECT_SECONDS = 120.0
-POLL_SECONDS = 1.0
+SETTLE_SECONDS = 5.0
 SPARE_SECONDS = 20.0
 """Time that a placement on more nodes than the fewest may take: a node may be lost that Ray still lists."""
 
@@ -185,13 +185,20 @@ class RayHosts:
             if node["id"] in mine or all(node["free"][name] >= count for name, count in bundle.items())
         ]
 
+    def _count_usable(self, high: int) -> int:
+        """How many nodes are usable, after a moment in which Ray learns what was released or added."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (usable := len(self._usable())) < high and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return usable
+
     def _reserve(self, low: int, high: int) -> list[dict[str, Any]]:
         """Versions of the nodes on which bundles are reserved, this host's own first."""
         self.driver.ask("release", 30.0)
         deadline = time.monotonic() + self.cluster.wait
         waiting = False
         while True:
-            usable = len(self._usable())
+            usable = self._count_usable(high)
             count = max(low, min(high, usable))
             if usable < low and not waiting:
                 waiting = True
