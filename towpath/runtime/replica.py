@@ -15,7 +15,6 @@ from towpath.models.heads import RidgeHead
 from towpath.runtime.contract import Handle, Snapshot
 from towpath.runtime.local import Local
 
-
 LARGE = 1 << 16
 """Numbers of a gradient from which it is added up by itself: copying it would cost as much."""
 

@@ -222,7 +222,13 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
     parts = [error.value, error.rule, error.fix] if isinstance(error, TowpathError) else None
     lines = traceback.format_exception(error)
-    return {"type": type(error).__name__, "text": str(error), "parts": parts, "traceback": "".join(lines)}
+    return {
+        "type": type(error).__name__,
+        "text": str(error),
+        "parts": parts,
+        "errno": getattr(error, "errno", None),
+        "traceback": "".join(lines),
+    }
 
 
 def _is_orphan() -> bool:

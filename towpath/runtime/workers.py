@@ -57,6 +57,9 @@ class Launcher(Protocol):
 class WorkerFailed(RuntimeError):
     """An exception of a worker, with its traceback."""
 
+    errno: int | None = None
+    """Of the worker's exception, such as that of a full disk."""
+
 
 @dataclass
 class WorkerState:
@@ -314,7 +317,9 @@ class Workers:
         if described["parts"] and isinstance(kind, type) and issubclass(kind, TowpathError):
             return kind(*described["parts"])
         where = f"worker {rank + 1} of {self.count} ({state.host}, {state.device})"
-        return WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+        failed = WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+        failed.errno = described["errno"]
+        return failed
 
 
 _shared: dict[tuple[Any, ...], Workers] = {}
