@@ -22,7 +22,6 @@ from towpath.progress import print_note
 from towpath.runtime.channel import Channel, ChannelClosed, Frame
 from towpath.runtime.processes import Processes
 from towpath.runtime.wire import MessageError
-from towpath.store.publish import fault_point
 
 PROGRESS_FACTOR = 10.0
 """Times the heartbeat's limit that a verb may take without progress."""
@@ -150,7 +149,6 @@ class Workers:
     ) -> list[Any]:
         """One message to each worker whose arguments are not None; the replies, None for the others."""
         self._require_alive()
-        fault_point(f"ask-{verb}")
         self._busy = True
         waiting: set[int] = set()
         frames: dict[int, Frame] = {}
@@ -187,7 +185,6 @@ class Workers:
     ) -> Iterator[tuple[int, Any]]:
         """Messages in their order, each to whichever worker is idle; (number, reply) as they come."""
         self._require_alive()
-        fault_point(f"ask-{verb}")
         self._busy = True
         number_of: dict[int, int] = {}
         todo = list(range(len(arguments)))[::-1]
