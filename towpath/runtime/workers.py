@@ -110,7 +110,7 @@ class Workers:
     def _start(self) -> None:
         self.channels = self.launcher.start(self.devices, self.threads, self.timeout)
         self.states = [WorkerState(rank, device=device) for rank, device in enumerate(self.devices)]
-        self._finalizer = weakref.finalize(self, self.launcher.end)
+        self._finalizer = weakref.finalize(self, _end, self.launcher, self.channels)
         self._connect()
 
     def _connect(self) -> None:
@@ -136,8 +136,6 @@ class Workers:
     def close(self) -> None:
         """End all workers at once, also those that are stopped."""
         self._finalizer()
-        for channel in self.channels:
-            channel.close()
 
     # Messages
 
@@ -317,6 +315,12 @@ class Workers:
         failed = WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
         failed.errno = described["errno"]
         return failed
+
+
+def _end(launcher: Launcher, channels: Sequence[Channel]) -> None:
+    launcher.end()
+    for channel in channels:
+        channel.close()
 
 
 _shared: dict[tuple[Any, ...], Workers] = {}
