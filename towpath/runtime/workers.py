@@ -327,12 +327,19 @@ _shared: dict[tuple[Any, ...], Workers] = {}
 """Groups that are running, by what they were started with: stages of one run use the same processes."""
 
 
-def shared_workers(devices: Sequence[str], threads: int, timeout: float) -> Workers:
-    """The workers of this process with these settings, started when they are first wanted, or wanted after a loss."""
-    key = (tuple(devices), threads, timeout, os.getpid())
+def shared_workers(
+    devices: Sequence[str],
+    threads: int,
+    timeout: float,
+    launcher: Callable[[], Launcher] = Processes,
+    hosts: tuple[int, ...] = (),
+) -> Workers:
+    """The workers of this process with these settings on these hosts, started when they are first wanted, or wanted
+    after a loss."""
+    key = (tuple(devices), threads, timeout, hosts, os.getpid())
     workers = _shared.get(key)
     if workers is None or not workers.alive:
-        _shared[key] = workers = Workers(devices, threads, timeout)
+        _shared[key] = workers = Workers(devices, threads, timeout, launcher())
     return workers
 
 
