@@ -19,6 +19,7 @@ import towpath as tp
 from towpath.errors import ResourceError, WorkerLost
 from towpath.recipe import Cluster, Model
 from towpath.run import training
+from towpath.runtime.contract import RoleSpec
 from towpath.runtime.launch import launch
 from towpath.runtime.workers import WorkerFailed, Workers, _shared, close_shared_workers
 
@@ -196,8 +197,9 @@ def test_no_progress_is_named_with_the_last_stack(monkeypatch, tmp_path) -> None
 
 
 @pytest.mark.slow
-def test_an_exception_has_rank_host_and_traceback_once(tmp_path) -> None:
+def test_an_exception_has_rank_host_and_traceback_once(tiny_folder) -> None:
     runtime = launch(Model(source="tiny"), 0, cluster=Cluster(workers=2, threads=1))
+    runtime.open({"model": RoleSpec(tiny_folder)})
     with pytest.raises(WorkerFailed) as raised:
         runtime.run_everywhere("json:loads", s="{")  # type: ignore[attr-defined]
     text = str(raised.value)
