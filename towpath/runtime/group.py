@@ -25,6 +25,7 @@ from towpath.recipe import Model
 from towpath.runtime import passes
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot
 from towpath.runtime.shares import deal_rows, rows_of_groups
+from towpath.runtime.worker_states import WorkerState
 from towpath.runtime.workers import Workers
 
 CHECK_STEPS = 50
@@ -351,6 +352,14 @@ class Group:
     def memory_in_use(self) -> float:
         """Bytes of all workers."""
         return sum(self._all("memory_in_use"))
+
+    def worker_states(self) -> Sequence[WorkerState]:
+        """As this process last heard of them."""
+        return self.workers.states
+
+    def record_workers(self, path: Path) -> None:
+        """Keep a file with the state of the workers from now on."""
+        self.workers.record(path)
 
     def agree(self, value: float) -> float:
         """The number itself: one process decides."""

@@ -73,6 +73,7 @@ class Replica(Local):
         for tensor in tensors:
             value = tensor.to(self.device)
             dist.broadcast(value, 0)
+            self.usage.collective_bytes += value.nbytes
             tensor.copy_(value)
 
     def step(self, rate: float, max_grad_norm: float) -> float:
@@ -102,6 +103,7 @@ class Replica(Local):
                 parts[number].copy_(gradients[weight].reshape(-1))
                 parts[-1][number] = 1.0
         dist.all_reduce(flat)
+        self.usage.collective_bytes += flat.nbytes
         present = parts[-1].tolist()
         for weight, part, workers in zip(weights, parts, present, strict=False):
             if workers:
@@ -120,6 +122,7 @@ class Replica(Local):
         ridge.add(rows_NF, target_N, decay if dist.get_rank() == 0 else 0.0, candidates)
         for sums in ridge.sums:
             dist.all_reduce(sums)
+            self.usage.collective_bytes += sums.nbytes
         if dist.get_rank() == 0:
             ridge.solve(choose=candidates is not None)
         for parameter in (ridge.head.weight, ridge.head.bias):
