@@ -698,6 +698,41 @@ BREAKAGES = [
         "for extreme in (np.minimum,)",
         "tests/test_monitor.py -k spike",
     ),
+    Breakage(
+        "weights that came with other values are accepted",
+        "towpath/rollout/weight_sync.py",
+        "if wrong is not None:",
+        "if False:",
+        "tests/test_engine_process.py",
+    ),
+    Breakage(
+        "weights that serve are not compared",
+        "towpath/rollout/weight_sync.py",
+        "        if wrong:\n",
+        "        if wrong and False:\n",
+        "tests/test_engine_process.py",
+    ),
+    Breakage(
+        "bit-equal answers of other weights are accepted",
+        "towpath/rollout/weight_sync.py",
+        "if changed and (tokens, logprobs) == self._last:",
+        "if False:",
+        "tests/test_engine_process.py",
+    ),
+    Breakage(
+        "a lost engine samples all requests again",
+        "towpath/rollout/vllm.py",
+        "if i not in outputs]",
+        "]",
+        "tests/test_engine_process.py",
+    ),
+    Breakage(
+        "untested versions of vLLM are accepted",
+        "towpath/rollout/vllm_environment.py",
+        "return _minor(FIRST_TESTED) <= _minor(version) <= _minor(LAST_TESTED)",
+        "return True",
+        "tests/test_engine_install.py tests/test_preflight.py",
+    ),
 ]
 
 

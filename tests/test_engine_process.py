@@ -107,7 +107,7 @@ def test_chunks_are_bounded_and_a_larger_tensor_has_its_own(engine, model, monke
         ("skip", "tensors came; the first that is missing is model"),
         ("stale", "vLLM serves version"),
         ("version", "vLLM serves version"),
-        ("damage", "embed_tokens.weight serves with other values|log-probabilities of fixed prompts differ"),
+        ("damage", "embed_tokens.weight serves with other values"),
     ],
 )
 def test_wrong_weights_are_caught(engine, model, fault, name, reason):

@@ -9,14 +9,17 @@ import torch
 from safetensors.torch import load_file
 
 import towpath as tp
+from towpath import algos
 from towpath.algos import reward_model, sft
 from towpath.data.batch import Batch, Row
+from towpath.models import base
 from towpath.recipe import Lora, Model, Reward, Sft
 from towpath.run import training
 from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
 from towpath.runtime.group import Group
 from towpath.runtime.launch import local
 from towpath.runtime.local import Local
+from towpath.runtime.sharding import bytes_on_a_gpu
 from towpath.runtime.shares import deal, deal_rows, rows_of_groups
 from towpath.runtime.state_files import StateReader
 from towpath.runtime.workers import shared_workers
@@ -30,6 +33,8 @@ ALGORITHMS = {
     "reinforce": {"kl": 0.1, "steps": 3, "rollout": 12, "batch": 12},
     "dpo": {"epochs": 1, "batch": 8},
     "kto": {"epochs": 1, "batch": 8},
+    "ipo": {"epochs": 1, "batch": 8},
+    "orpo": {"epochs": 1, "batch": 8},
     "ppo-full": {
         "kl": 0.1,
         "steps": 3,
@@ -56,7 +61,7 @@ def launch_with(
     """Local for 0 workers, else a group."""
     if workers:
         group = shared_workers(["cpu"] * workers, 1, 60.0)
-        return Group(group, model, pad, dtype, packing, training, shard)
+        return Group(group, model, pad, dtype, packing, training, "fsdp" if shard else "replicate")
     return local(Local, model, pad, packing, training, dtype, torch.device("cpu"))
 
 
@@ -69,7 +74,7 @@ def train(
     common = {"model": model, "dtype": "float32", "max_new_tokens": 8, "validate_every": 2, "learning_rate": 1e-5}
     data = {"prompts": PROMPTS, "reward": vowels}
     algo = name.partition("-")[0]
-    if algo in ("dpo", "kto"):
+    if algos.data_of(algo) == "comparisons":
         data = {"pairs": [(prompt, "aaaa bbb", "???? !!!") for prompt in PROMPTS]}
     return tp.train(algo, folder=folder, **data, **(common | ALGORITHMS[name]))
 
@@ -114,9 +119,13 @@ def test_one_worker_gives_the_same_bits(name: str, alone, tmp_path: Path, monkey
         assert torch.equal(tensor, weights(other)[key]), key
 
 
+COUNTS = [(name, 2 + number % 3) for number, name in enumerate(ALGORITHMS)]
+"""Each algorithm with another number of workers; all combinations are a proof."""
+OTHERS = [(name, workers) for name in ALGORITHMS for workers in (2, 3, 4) if (name, workers) not in COUNTS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3, 4])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(("name", "workers"), [*COUNTS, *(pytest.param(*o, marks=pytest.mark.proof) for o in OTHERS)])
 def test_workers_give_the_same_curves(name: str, workers: int, alone, tmp_path: Path, monkeypatch) -> None:
     """In float64, so that the order of sums makes no visible difference."""
     one = alone(name, torch.float64, monkeypatch)
@@ -129,9 +138,14 @@ def test_workers_give_the_same_curves(name: str, workers: int, alone, tmp_path: 
         assert float(difference) <= 1e-6 * float(tensor.abs().max()) + 1e-12, key
 
 
+SHARDED_COUNTS = [(name, 1 + number % 3) for number, name in enumerate(SHARDED)]
+OTHER_SHARDED = [(name, workers) for name in SHARDED for workers in (1, 2, 3) if (name, workers) not in SHARDED_COUNTS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize(
+    ("name", "workers"), [*SHARDED_COUNTS, *(pytest.param(*o, marks=pytest.mark.proof) for o in OTHER_SHARDED)]
+)
 def test_divided_weights_give_the_same_curves(name: str, workers: int, alone, tmp_path: Path, monkeypatch) -> None:
     """FSDP2, with adapters on a frozen model that is divided, and with full weights; through the model's own layers,
     which round norms to float32 where ours do not."""
@@ -202,6 +216,20 @@ def test_updates_do_not_depend_on_workers(name, workers, groups, tokens, shard, 
     assert one.keys() == other.keys()
     for key, tensor in one.items():
         assert float((other[key] - tensor).norm()) <= 1e-6 * float(tensor.norm()) + 1e-12, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_updates_of_one_worker_have_the_same_bits(name, tiny_folder, tmp_path) -> None:
+    states = []
+    for count in (0, 1):
+        model = Model(source="tiny")
+        runtime = launch_with(count, torch.float32, False, model, 0)
+        update(runtime, name, tiny_folder, 4)
+        states.append(trained_state(runtime, tmp_path / str(count)))
+    one, other = states
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
 @pytest.mark.slow
@@ -276,3 +304,14 @@ def test_dealing_is_even_and_covers_each_row_once() -> None:
     batch = Batch(rows_of(9), {}, (2, 3, 4))
     groups = [np.flatnonzero(deal_rows(batch, 2) == rank) for rank in range(2)]
     assert sorted(np.concatenate([rows_of_groups(batch, part) for part in groups]).tolist()) == list(range(9))
+
+
+def test_weights_are_divided_where_they_take_too_much_of_a_gpu(tiny_folder) -> None:
+    parameters = sum(p.numel() for p in base.load(tiny_folder, torch.float32, "grouped").parameters())
+    lora = RoleSpec(tiny_folder, Lora(), learning_rate=1e-4)
+    full = RoleSpec(tiny_folder, learning_rate=1e-4)
+    reference = RoleSpec(tiny_folder)
+    assert bytes_on_a_gpu({"policy": lora, "reference": reference}) == 2 * parameters
+    assert bytes_on_a_gpu({"policy": full, "reference": reference}) == (2 + 18) * parameters
+    copied = RoleSpec(copies="policy", learning_rate=1e-4, head="scalar")
+    assert bytes_on_a_gpu({"policy": full, "critic": copied}) == 2 * 18 * parameters

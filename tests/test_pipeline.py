@@ -88,7 +88,7 @@ def other_values(annotation: Any, value: Any) -> list[Any]:
     if isinstance(value, int | float):
         return [value + 1, value / 2, value + 0.1, (value + 1) / 2]
     if isinstance(value, str):
-        return [value + "x"]
+        return [value + "x", 2048, True]  # "auto" stands for a number or for yes or no
     if isinstance(value, list):
         return [value[1:], [*value, *value], ["rule:words:8-35"]]
     return [{"x": 1.0}, {"x": "y"}]

@@ -1,12 +1,15 @@
 """Workers that are killed, stop, hang or talk nonsense: the run resumes and gives the bits of an undisturbed one."""
 
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 import towpath as tp
-from towpath.errors import WorkerLost
+from towpath.errors import ResourceError, WorkerLost
 from towpath.recipe import Cluster, Model
 from towpath.run import training
 from towpath.runtime.launch import launch
-from towpath.runtime.workers import WorkerFailed, Workers, close_shared_workers
+from towpath.runtime.workers import WorkerFailed, Workers, _shared, close_shared_workers
 from towpath.store import manifest
 
 PROMPTS = [f"Tell me something about the number {i}." for i in range(12)]
@@ -148,6 +151,50 @@ def test_every_fault_at_every_point(undisturbed, monkeypatch, tmp_path, point, r
     if point == "end-restore":  # a restore follows an earlier loss
         pytest.skip("covered by a second fault in the first restart")
     require_same(disturbed(monkeypatch, tmp_path, point, 1, action, rank), undisturbed)
+
+
+@pytest.fixture(scope="module")
+def seconds(undisturbed) -> float:
+    """How long the training takes."""
+    rows = undisturbed.metrics
+    return sum(row.get(f"seconds_{part}", 0.0) for row in rows for part in ("generate", "score", "optimise")) + 2.0
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("moment", range(50))
+def test_random_moments(undisturbed, seconds, tmp_path, moment) -> None:
+    """A worker that is killed or stopped at any moment."""
+    draw = random.Random(moment)
+
+    def strike() -> None:
+        for workers in list(_shared.values()):
+            state = draw.choice(workers.states)
+            with suppress(ProcessLookupError):
+                os.kill(state.pid, draw.choice([signal.SIGKILL, signal.SIGSTOP]))
+
+    timer = threading.Timer(draw.uniform(0.1, seconds), strike)
+    timer.start()
+    trained = train(tmp_path / "run")
+    timer.cancel()
+    require_same(trained, undisturbed)
+
+
+@pytest.mark.slow
+def test_full_disk_in_a_checkpoint_is_named_and_resumed(undisturbed, tmp_path) -> None:
+    """A real file system without room; after more is given the run resumes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        with pytest.raises(ResourceError, match="no space left on the disk"):
+            train(disk / "run")
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        require_same(train(disk / "run"), undisturbed)
+    finally:
+        close_shared_workers()
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import typer
 from towpath.cli.arena import arena_app
 from towpath.cli.engine import engine_app
 from towpath.cli.label import label_app
-from towpath.cli.options import Force, Json, Run, Set, open_store
+from towpath.cli.options import Force, Json, Run, Set, is_task, load_as_task, open_store
 from towpath.cli.people import people_app
 from towpath.terminal import print_output, print_status
 
@@ -82,13 +82,13 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     """Validate data, chat template and EOS, learning rates, batch sizes, disk and memory before a run."""
     from dataclasses import asdict
 
-    from towpath import recipe
     from towpath.progress import progress, quiet_libraries
     from towpath.run import loading, pipeline, preflight
+    from towpath.run.cluster_checks import connected
 
     quiet_libraries()
-    settings = recipe.load(run, set_)
-    with progress("check"):
+    settings = load_as_task(run, set_)
+    with progress("check"), connected(settings, run):
         findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
     print_output(
         json.dumps([asdict(f) for f in findings], indent=1)
@@ -155,13 +155,13 @@ def run(
     ] = None,
 ) -> None:
     """Run or resume all stages; while the run waits for people it serves the rating page."""
-    if serve if serve is not None else sys.stdin.isatty():
-        from towpath import progress, recipe
+    if serve if serve is not None else sys.stdin.isatty() and not is_task():
+        from towpath import progress
         from towpath.view.report import report
         from towpath.web.run_and_serve import run_and_serve
 
         progress.quiet_libraries()
-        run_and_serve(recipe.load(run, set_), run, set_ or [], print_status, force, redo or ())
+        run_and_serve(load_as_task(run, set_), run, set_ or [], print_status, force, redo or ())
         print_output(report.terminal(run))
         return
     _run(run, set_, force, redo=redo or ())
@@ -220,12 +220,12 @@ def stage(
 
 
 def _run(folder: Path, overrides: list[str] | None, force: bool, only: str = "", redo: Sequence[str] = ()) -> None:
-    from towpath import progress, recipe
+    from towpath import progress
     from towpath.run import pipeline
     from towpath.view.report import report
 
     progress.quiet_libraries()
-    pipeline.run(recipe.load(folder, overrides), folder, print_status, only, force, redo, report.write)
+    pipeline.run(load_as_task(folder, overrides), folder, print_status, only, force, redo, report.write)
     print_output(report.terminal(folder))
 
 

@@ -25,3 +25,21 @@ def open_store(run: Path, overrides: list[str] | None) -> "tuple[Recipe, Store]"
 
     settings = recipe.load(run, overrides)
     return settings, Store.open(ledger_location(run, settings.store.url))
+
+
+def is_task() -> bool:
+    """Whether torchrun or srun has started this process among others."""
+    from towpath.runtime.present_task import present_task
+
+    task = present_task()
+    return task is not None and task.world > 1
+
+
+def load_as_task(run: Path, overrides: list[str] | None) -> "Recipe":
+    """Load a run's recipe; in another than the first task of torchrun or srun, serve that task until the run ends."""
+    from towpath import recipe
+    from towpath.runtime.present_task import serve_if_worker
+
+    settings = recipe.load(run, overrides)
+    serve_if_worker(settings.cluster, run)
+    return settings

@@ -89,9 +89,9 @@ class RidgeHead:
         self.solve(candidates_ER is not None)
 
     @torch.no_grad()
-    def candidates(self) -> Tensor | None:
+    def candidates(self, ridges: Sequence[float] = RIDGES) -> Tensor | None:
         """The head that each ridge gives for the rows before [E,R]; None before there are rows."""
-        return self._solved(self.RIDGES) if self.products_EE[-1, -1] > 0 else None
+        return self._solved(ridges) if self.products_EE[-1, -1] > 0 else None
 
     @torch.no_grad()
     def add(self, features_ND: Tensor, target_N: Tensor, keep: float, candidates_ER: Tensor | None) -> None:

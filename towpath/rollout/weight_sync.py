@@ -183,6 +183,8 @@ class WeightSync:
         self._parts = {name: parts[name] for name in first["readable"] if name in parts}
         serves = {name: [tuple(rank["prints"][name]) for rank in reply["ranks"]] for name in first["prints"]}
         serves = {name: ranks for name, ranks in serves.items() if name in parts}
+        # over several GPUs a rank may hold a slice of one part and the whole of another
+        serves = {name: ranks for name, ranks in serves.items() if len(ranks) == 1 or len(parts[name]) == 1}
         wrong = [name for name, ranks in serves.items() if not _serves(ranks, [sent.prints[p] for p in parts[name]])]
         if wrong:
             old = all(_same(serves[name][0], self._served.get(name, (math.nan, math.nan))) for name in wrong)

@@ -24,6 +24,7 @@ from towpath.recipe.stage_configs import STAGE_CONFIGS
 from towpath.records import Finding, Verdict
 from towpath.rewards import sources
 from towpath.run import results, trackers
+from towpath.run.cluster_checks import connected
 from towpath.run.fingerprint import PlannedStage, import_from_run_folder, plan_stages
 from towpath.run.gates import GATES_AFTER
 from towpath.run.loading import load_corpus
@@ -54,6 +55,7 @@ def run(
         interrupt.handle_signals(),
         lock_folder(folder),
         Store.open(location.ledger_location(folder, recipe.store.url)) as store,
+        connected(recipe, folder),
     ):
         pipeline = Pipeline(recipe, folder, store, say, force, write_report)
         return pipeline.run(only, redo)
@@ -97,7 +99,6 @@ class Pipeline:
         self._explain_reruns()
         self._write_current()
         from towpath.runtime.process import exempt_imports_from_gc, prepare_process
-        from towpath.runtime.workers import close_shared_workers
 
         prepare_process()
         exempt_imports_from_gc()
@@ -111,8 +112,6 @@ class Pipeline:
         except TowpathError:
             self._write_current()
             raise
-        finally:
-            close_shared_workers()
         return stage_verdicts(self.recipe, self.stages)
 
     def _is_next(self, only: str, number: int) -> bool:

@@ -22,7 +22,7 @@ from towpath.models.memory import memory_available
 from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe, Rewards
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
-from towpath.run import engine_checks, judge_checks, model_checks, plan, task_checks, trackers
+from towpath.run import cluster_checks, engine_checks, judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
 from towpath.run.gpu_checks import check_gpu, check_gpu_memory, uses_gpu
 from towpath.run.sizes import Size, disk_needed, gpu_memory_needed, memory_needed
@@ -91,6 +91,7 @@ def check(
     if chat:
         findings += model_checks.check_template(chat, corpus, size)
         findings += model_checks.check_turns(chat, corpus, recipe.sft)
+        findings += cluster_checks.check_cluster(recipe, run, Path(chat.tokenizer.name_or_path))
     else:
         evidence = "no tokenizer: template and lengths were not checked"
         findings.append(Finding("template", "info", evidence, "", "name a model that loads"))

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from towpath.algos.contract import Metrics, Outputs, add
 from towpath.data.batch import Batch
 from towpath.data.chat import Chat
 from towpath.errors import TrainingError
+from towpath.progress import print_note
 from towpath.recipe import Model
-from towpath.runtime import passes
+from towpath.runtime import passes, sharding
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot
 from towpath.runtime.shares import deal_rows, rows_of_groups
 from towpath.runtime.worker_states import WorkerState
@@ -55,25 +56,42 @@ class Group:
         dtype: torch.dtype,
         packing: bool = True,
         training: bool = True,
-        sharded: bool = False,
+        shard: Literal["auto", "replicate", "fsdp"] = "replicate",
     ) -> None:
         self.workers = workers
-        self._sharded = sharded
+        self._shard = shard
+        self._sharded = False
+        self._launched = False
         self._number = _next_number()
         self._free: dict[int, list[int]] = {rank: [] for rank in range(workers.count)}
         """Handles without a reference in this process, by rank."""
         self._steps = 0
-        settings = {
+        self._model = model
+        self._settings = {
             "pad": pad,
             "packing": packing,
             "training": training,
             "dtype": str(dtype).removeprefix("torch."),
-            "sharded": sharded,
             "path": [entry for entry in sys.path if entry],
         }
-        arguments = {"runtime": self._number, "model": model, "settings": settings}
-        workers.ask("launch", [arguments] * workers.count)
         weakref.finalize(self, workers.drop, self._number).atexit = False
+
+    def _launch(self, roles: Mapping[str, RoleSpec]) -> None:
+        """Make the workers' runtimes, once it is known what they must hold."""
+        self._launched = True
+        self._sharded = self._shard == "fsdp"
+        if self._shard == "auto":
+            room = min(self.workers.ask("capacity", [{}] * self.workers.count))
+            needed = sharding.bytes_on_a_gpu(roles)
+            self._sharded = needed > sharding.SHARE_OF_GPU * room
+            if self._sharded:
+                print_note(
+                    f"weights take {needed / 2**30:.0f} GiB of {room / 2**30:.0f} GiB a GPU: they are divided over "
+                    f"{self.workers.count} workers"
+                )
+        settings = {**self._settings, "sharded": self._sharded}
+        arguments = {"runtime": self._number, "model": self._model, "settings": settings}
+        self.workers.ask("launch", [arguments] * self.workers.count)
 
     # Asking workers
 
@@ -99,10 +117,16 @@ class Group:
     def _first(self, method: str, **arguments: Any) -> Any:
         return self._ask(method, [arguments, *[None] * (self.workers.count - 1)])[0]
 
+    def _require_launched(self) -> None:
+        """Make the workers' runtimes, if functions are called before any role is open."""
+        if not self._launched:
+            self._launch({})
+
     def run(
         self, function: str, arguments: Sequence[Mapping[str, Any]], count: Callable[[int], None] = lambda units: None
     ) -> list[Any]:
         """`package.module:function` with each of the arguments, on whichever worker is idle; results in order."""
+        self._require_launched()
         messages = [{"runtime": self._number, "function": function, "arguments": own} for own in arguments]
         results: list[Any] = [None] * len(messages)
         for number, result in self.workers.ask_idle("run", messages, count):
@@ -111,6 +135,7 @@ class Group:
 
     def run_everywhere(self, function: str, **arguments: Any) -> list[Any]:
         """`package.module:function` once on each worker."""
+        self._require_launched()
         message = {"runtime": self._number, "function": function, "arguments": arguments}
         return self.workers.ask("run", [message] * self.workers.count)
 
@@ -163,6 +188,8 @@ class Group:
 
     def open(self, roles: Mapping[str, RoleSpec], optimizer: OptimizerConfig | None = None) -> None:
         """Open the roles in every worker; what trains must begin the same everywhere."""
+        if not self._launched:
+            self._launch(roles)
         self._all("open", roles=dict(roles), optimizer=optimizer)
         if any(spec.learning_rate is not None for spec in roles.values()):
             self._require_equal("at the start")

@@ -10,10 +10,10 @@ from towpath.models.locate import find
 from towpath.recipe import Cluster, Compile, Model
 from towpath.runtime.contract import Runtime
 from towpath.runtime.group import Group
+from towpath.runtime.launchers import open_workers
 from towpath.runtime.local import PACK_WIDTH, Local
 from towpath.runtime.memory_plan import of_classifier
 from towpath.runtime.process import device_named, dtype_named
-from towpath.runtime.workers import shared_workers, visible_gpus
 
 R = TypeVar("R", bound=Local)
 
@@ -24,23 +24,12 @@ def launch(
     """One process on one device, or several workers. Layers are compiled, where the recipe says so, only for
     training."""
     cluster = cluster or Cluster()
-    devices = worker_devices(model, cluster)
-    device = device_named(model.device)
-    dtype = dtype_named(model.dtype, device)
-    if not devices:
-        return local(Local, model, pad, packing, training, dtype, device)
-    threads = cluster.threads or max(1, torch.get_num_threads() // len(devices))
-    return Group(shared_workers(devices, threads, cluster.timeout), model, pad, dtype, packing, training)
-
-
-def worker_devices(model: Model, cluster: Cluster) -> list[str]:
-    """The device of each worker process; none where this process does the work itself."""
-    gpus = 0 if model.is_on_cpu else visible_gpus()
-    if cluster.workers == "auto":
-        return [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else []
-    if gpus:
-        return [f"cuda:{number % gpus}" for number in range(cluster.workers)]
-    return ["cpu"] * cluster.workers
+    workers = open_workers(model, cluster)
+    if workers is None:
+        device = device_named(model.device)
+        return local(Local, model, pad, packing, training, dtype_named(model.dtype, device), device)
+    dtype = dtype_named(model.dtype, torch.device(workers.devices[0]))
+    return Group(workers, model, pad, dtype, packing, training, cluster.shard)
 
 
 def local(

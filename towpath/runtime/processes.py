@@ -127,14 +127,18 @@ class Processes:
     def why_ended(self, rank: int) -> str:
         """How a worker ended, as the server that forked it says."""
         assert self.server
-        status = self.server.exit_status(self._pids[rank])
-        if status is None:
-            return "closed its connection"
-        if os.WIFSIGNALED(status):
-            name = signal.Signals(os.WTERMSIG(status)).name
-            return f"was ended by {name}{'; the system does that where memory runs out' if name == 'SIGKILL' else ''}"
-        return f"ended with exit code {os.waitstatus_to_exitcode(status)}"
+        return describe_status(self.server.exit_status(self._pids[rank]))
 
     def end(self) -> None:
         if self.server is not None:
             self.server.kill(self._pids)
+
+
+def describe_status(status: int | None) -> str:
+    """How a process ended, from the status that the system gives its parent."""
+    if status is None:
+        return "closed its connection"
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return f"was ended by {name}{'; the system does that where memory runs out' if name == 'SIGKILL' else ''}"
+    return f"ended with exit code {os.waitstatus_to_exitcode(status)}"

@@ -15,6 +15,9 @@ from towpath.models.heads import RidgeHead
 from towpath.runtime.contract import Handle, Snapshot
 from towpath.runtime.local import Local
 
+LARGE = 1 << 16
+"""Numbers of a gradient from which it is added up by itself: copying it would cost as much."""
+
 
 class Replica(Local):
     """`Local` on some of the rows. Whatever trains is the same on all workers after each step."""
@@ -90,24 +93,34 @@ class Replica(Local):
 
     @torch.no_grad()
     def _reduce_gradients(self) -> None:
-        """One flat sum of all gradients, and of who has one: a weight without a gradient anywhere must not move."""
+        """The sum of all gradients: large ones as they are, the others in one flat buffer, which also says who has
+        which. A weight without a gradient anywhere must not move."""
         assert self.optimizer is not None
-        weights = self.replicated()
         gradients = self.optimizer.gradients()
+        weights = self.replicated()
+        small = [weight for weight in weights if weight.numel() < LARGE]
+        sizes = [weight.numel() for weight in small]
         dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
-        sizes = [weight.numel() for weight in weights]
         flat = torch.zeros(sum(sizes) + len(weights), dtype=dtype, device=self.device)
-        parts = flat.split([*sizes, len(weights)])
-        for number, weight in enumerate(weights):
+        *parts, present = flat.split([*sizes, len(weights)])
+        for weight, part in zip(small, parts, strict=True):
             if weight in gradients:
-                parts[number].copy_(gradients[weight].reshape(-1))
-                parts[-1][number] = 1.0
+                part.copy_(gradients[weight].reshape(-1))
+        present.copy_(torch.tensor([float(weight in gradients) for weight in weights]))
         dist.all_reduce(flat)
         self.usage.collective_bytes += flat.nbytes
-        present = parts[-1].tolist()
-        for weight, part, workers in zip(weights, parts, present, strict=False):
-            if workers:
+        has_gradient = dict(zip(weights, present.tolist(), strict=True))
+        for weight, part in zip(small, parts, strict=True):
+            if has_gradient[weight]:
                 self.optimizer.set_gradient(weight, part.view(weight.shape))
+        for weight in weights:
+            if weight.numel() >= LARGE and has_gradient[weight]:
+                gradient = gradients.get(weight)
+                whole = torch.zeros(weight.shape, dtype=dtype, device=self.device) if gradient is None else gradient
+                whole = whole.to(dtype).contiguous()
+                dist.all_reduce(whole)
+                self.usage.collective_bytes += whole.nbytes
+                self.optimizer.set_gradient(weight, whole)
 
     def fit(self, role: str, features: Handle | Tensor | None, target: Tensor | None, decay: float = 1.0) -> None:
         """Add the sums of this worker's rows to those of the others; the first worker solves, and all get its head."""
@@ -117,7 +130,7 @@ class Replica(Local):
             super().fit(role, features, target, decay)
             return
         rows_NF, target_N = self._rows_to_fit(ridge, features, target)
-        candidates = ridge.candidates()
+        candidates = self._candidates(ridge)
         # the past is in the sums of every worker, and must be in the total once
         ridge.add(rows_NF, target_N, decay if dist.get_rank() == 0 else 0.0, candidates)
         for sums in ridge.sums:
@@ -127,6 +140,16 @@ class Replica(Local):
             ridge.solve(choose=candidates is not None)
         for parameter in (ridge.head.weight, ridge.head.bias):
             dist.broadcast(parameter.data, 0)
+
+    def _candidates(self, ridge: RidgeHead) -> Tensor | None:
+        """The head that each ridge gives; each worker solves for some of them."""
+        own = ridge.candidates(ridge.RIDGES[self.rank :: self.world])
+        if own is None:
+            return None
+        candidates_ER = own.new_zeros(len(ridge.moments_E), len(ridge.RIDGES))
+        candidates_ER[:, self.rank :: self.world] = own
+        dist.all_reduce(candidates_ER)
+        return candidates_ER
 
     def _rows_to_fit(
         self, ridge: RidgeHead, features: Handle | Tensor | None, target: Tensor | None

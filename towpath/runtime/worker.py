@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from towpath.runtime.worker_states import Usage
@@ -45,6 +46,7 @@ class Worker:
         self._units = 0
         self._noted = 0.0
         self._main = threading.main_thread().ident
+        self._parent = os.getppid()
         self.device: Any = None
         self.usage = Usage()
         """Of all its runtimes."""
@@ -90,7 +92,7 @@ class Worker:
         while True:
             time.sleep(BEAT_SECONDS)
             if not self.verb:
-                if _is_orphan():
+                if os.getppid() != self._parent:
                     os._exit(1)
                 continue
             frame = sys._current_frames().get(self._main or 0)
@@ -131,6 +133,20 @@ class Worker:
         assert float(total.sum()) == total.numel() * self.world
         return socket.gethostname(), os.getpid()
 
+    def do_probe(self, folder: Path, name: str, needed: Path) -> dict[str, Any]:
+        """What this host sees of the run's folder, and whether a folder is here; then 64 KiB added over all workers."""
+        import torch
+        import torch.distributed as dist
+
+        file = folder / name
+        content = file.read_text(encoding="ascii") if file.is_file() else ""
+        if content:
+            (folder / f"{name}-{self.rank}").write_text(content, encoding="ascii")
+        total = torch.ones(64 * 256, device=self.device)
+        dist.all_reduce(total)
+        assert float(total.sum()) == total.numel() * self.world
+        return {"content": content, "needed": needed.is_dir()}
+
     def do_launch(self, runtime: int, model: Any, settings: Mapping[str, Any]) -> None:
         """Make the runtime that a stage works with."""
         import torch
@@ -154,6 +170,14 @@ class Worker:
         for runtime in runtimes:
             self.runtimes.pop(runtime, None)
         release_memory()
+
+    def do_capacity(self) -> float:
+        """Bytes of this worker's GPU; on a CPU no limit by which weights would be divided."""
+        import torch
+
+        if self.device.type != "cuda":
+            return float("inf")
+        return float(torch.cuda.get_device_properties(self.device).total_memory)
 
     def do_memory(self) -> float:
         """Bytes in use."""
@@ -220,24 +244,30 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
     parts = [error.value, error.rule, error.fix] if isinstance(error, TowpathError) else None
     lines = traceback.format_exception(error)
-    return {"type": type(error).__name__, "text": str(error), "parts": parts, "traceback": "".join(lines)}
+    return {
+        "type": type(error).__name__,
+        "text": str(error),
+        "parts": parts,
+        "errno": getattr(error, "errno", None),
+        "traceback": "".join(lines),
+    }
 
 
-def _is_orphan() -> bool:
-    return os.getppid() == 1
-
-
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def _work(fd: int, request: Mapping[str, Any]) -> None:
+def _work(request: Mapping[str, Any], connect: Callable[[Mapping[str, Any]], socket.socket]) -> None:
     """The life of a forked worker."""
-    _die_with_parent()
+    die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the controller decides when a run stops
-    os.environ.clear()
+    connection = connect(request)
+    if connection.family == socket.AF_UNIX:  # another host has an environment of its own
+        os.environ.clear()
+    else:
+        _name_interface(connection)
     os.environ.update(request["environment"] | {"OMP_NUM_THREADS": str(request["threads"])})
     from towpath import progress
     from towpath.runtime.channel import Channel
@@ -245,17 +275,29 @@ def _work(fd: int, request: Mapping[str, Any]) -> None:
 
     prepare_process()
     exempt_imports_from_gc()
-    channel = Channel(socket.socket(fileno=fd), request["timeout"])
+    channel = Channel(connection, request["timeout"])
     progress.redirect(lambda line: channel.send({"note": line}))
     Worker(channel, request["rank"], request["world"]).serve()
 
 
+def _name_interface(connection: socket.socket) -> None:
+    """Collectives go where the controller is reached, unless the host says otherwise."""
+    from towpath.runtime.interfaces import interface_with
+
+    name = interface_with(connection.getsockname()[0])
+    if name:
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
+
+
 def _kill(pids: set[int]) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
+    """The libraries of a worker, before any of their threads exist."""
     from towpath.progress import quiet_libraries
 
     quiet_libraries()
@@ -263,16 +305,11 @@ def _import_everything() -> None:
         importlib.import_module(name)
 
 
-def main() -> None:
-    """Fork workers as they are asked for; end with the controller."""
-    from towpath.runtime.channel import Channel, ChannelClosed
+def serve_forks(channel: Any, control: socket.socket, connect: Callable[[Mapping[str, Any]], socket.socket]) -> bool:
+    """Fork workers as they are asked for, until the connection ends; whether the controller has said that the run is
+    over. Workers of a lost controller are ended."""
+    from towpath.runtime.channel import ChannelClosed
 
-    faulthandler.enable()
-    _die_with_parent()
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    channel = Channel(connection, 60.0)
-    _import_everything()
-    channel.send({"ready": os.getpid()})
     children: set[int] = set()
     while True:
         readable, _, _ = select.select([channel], [], [], 0.2)
@@ -285,24 +322,65 @@ def main() -> None:
             continue
         try:
             message = channel.receive()
-            if "kill" in message:
+            if "end" in message:
+                _kill(children)
+                return True
+            if "ping" in message:
+                channel.send({"pong": True})
+            elif "kill" in message:
                 _kill(children & set(message["kill"]))
                 channel.send({"killed": True})
-                continue
-            _, fds, _, _ = socket.recv_fds(connection, 1, 1)
+            else:
+                children.add(pid := _fork(message["fork"], control, connect))
+                channel.send({"forked": pid})
         except ChannelClosed:
-            os._exit(0)  # workers end with this process
-        request = message["fork"]
-        pid = os.fork()
-        if pid == 0:
-            connection.close()
-            try:
-                _work(fds[0], request)
-            finally:
-                os._exit(0)
-        os.close(fds[0])
-        children.add(pid)
-        channel.send({"forked": pid})
+            _kill(children)
+            return False
+
+
+def _fork(
+    request: Mapping[str, Any], control: socket.socket, connect: Callable[[Mapping[str, Any]], socket.socket]
+) -> int:
+    """A new worker's process."""
+    from towpath.runtime.channel import ChannelClosed
+
+    fds: list[int] = []
+    if control.family == socket.AF_UNIX:  # its connection comes with the request
+        try:
+            _, fds, _, _ = socket.recv_fds(control, 1, 1)
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+    pid = os.fork()
+    if pid == 0:
+        control.close()
+        try:
+            _work(request, lambda request: socket.socket(fileno=fds[0]) if fds else connect(request))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    for fd in fds:
+        os.close(fd)
+    return pid
+
+
+def main() -> None:
+    """Fork workers of this host as they are asked for; end with the controller."""
+    from towpath.runtime.channel import Channel
+
+    faulthandler.enable()
+    die_with_parent()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    channel = Channel(connection, 60.0)
+    import_everything()
+    channel.send({"ready": os.getpid()})
+
+    def connect(request: Mapping[str, Any]) -> socket.socket:
+        raise ConnectionError("a worker of this host has its connection from the controller")
+
+    serve_forks(channel, connection, connect)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from towpath.runtime.channel import Channel, ChannelClosed, Frame
 from towpath.runtime.processes import Processes
 from towpath.runtime.wire import MessageError
 from towpath.runtime.worker_states import Usage, WorkersFile, WorkerState
-from towpath.store.publish import fault_point
 
 PROGRESS_FACTOR = 10.0
 """Times the heartbeat's limit that a verb may take without progress."""
@@ -57,6 +56,9 @@ class Launcher(Protocol):
 
 class WorkerFailed(RuntimeError):
     """An exception of a worker, with its traceback."""
+
+    errno: int | None = None
+    """Of the worker's exception, such as that of a full disk."""
 
 
 class Workers:
@@ -93,7 +95,7 @@ class Workers:
     def _start(self) -> None:
         self.channels = self.launcher.start(self.devices, self.threads, self.timeout)
         self.states = [WorkerState(rank, device=device) for rank, device in enumerate(self.devices)]
-        self._finalizer = weakref.finalize(self, self.launcher.end)
+        self._finalizer = weakref.finalize(self, _end, self.launcher, self.channels)
         self._connect()
 
     def _connect(self) -> None:
@@ -119,8 +121,6 @@ class Workers:
     def close(self) -> None:
         """End all workers at once, also those that are stopped."""
         self._finalizer()
-        for channel in self.channels:
-            channel.close()
 
     def record(self, path: Path) -> None:
         """Keep a file with the state of all workers, from now on."""
@@ -142,7 +142,6 @@ class Workers:
     ) -> list[Any]:
         """One message to each worker whose arguments are not None; the replies, None for the others."""
         self._require_alive()
-        fault_point(f"ask-{verb}")
         self._busy = True
         waiting: set[int] = set()
         frames: dict[int, Frame] = {}
@@ -180,7 +179,6 @@ class Workers:
     ) -> Iterator[tuple[int, Any]]:
         """Messages in their order, each to whichever worker is idle; (number, reply) as they come."""
         self._require_alive()
-        fault_point(f"ask-{verb}")
         self._busy = True
         number_of: dict[int, int] = {}
         todo = list(range(len(arguments)))[::-1]
@@ -316,7 +314,15 @@ class Workers:
         if described["parts"] and isinstance(kind, type) and issubclass(kind, TowpathError):
             return kind(*described["parts"])
         where = f"worker {rank + 1} of {self.count} ({state.host}, {state.device})"
-        return WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+        failed = WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+        failed.errno = described["errno"]
+        return failed
+
+
+def _end(launcher: Launcher, channels: Sequence[Channel]) -> None:
+    launcher.end()
+    for channel in channels:
+        channel.close()
 
 
 def name_of(verb: str, arguments: Mapping[str, Any]) -> str:
@@ -328,12 +334,19 @@ _shared: dict[tuple[Any, ...], Workers] = {}
 """Groups that are running, by what they were started with: stages of one run use the same processes."""
 
 
-def shared_workers(devices: Sequence[str], threads: int, timeout: float) -> Workers:
-    """The workers of this process with these settings, started when they are first wanted, or wanted after a loss."""
-    key = (tuple(devices), threads, timeout, os.getpid())
+def shared_workers(
+    devices: Sequence[str],
+    threads: int,
+    timeout: float,
+    launcher: Callable[[], Launcher] = Processes,
+    hosts: tuple[int, ...] = (),
+) -> Workers:
+    """The workers of this process with these settings on these hosts, started when they are first wanted, or wanted
+    after a loss."""
+    key = (tuple(devices), threads, timeout, hosts, os.getpid())
     workers = _shared.get(key)
     if workers is None or not workers.alive:
-        _shared[key] = workers = Workers(devices, threads, timeout)
+        _shared[key] = workers = Workers(devices, threads, timeout, launcher())
     return workers
 
 

@@ -57,7 +57,7 @@ def open_handle(source: dict[str, Any], device: torch.device) -> Tensor:
         torch.Size(source["size"]),
         tuple(source["stride"]),
         source["offset"],
-        torch.UntypedStorage,
+        torch.storage.TypedStorage,
         torch.uint8,
         device.index or 0,
         bytes.fromhex(source["handle"]),

@@ -61,6 +61,7 @@ class Receiver(WeightTransferEngine):
     def start_weight_update(self) -> None:
         """Begin to load; layers are replaced one at a time, in place."""
         self.loaded = set()
+        self.buffers.clear()
         initialize_layerwise_reload(self.model)
 
     def finish_weight_update(self) -> None:
@@ -98,7 +99,7 @@ class Receiver(WeightTransferEngine):
             network.broadcast(self.group, buffer)
             return buffer
         if self.info.transport == "ipc":
-            key = source["handle"]
+            key = f"{source['handle']} {source['start']} {source['bytes']}"
             if key not in self.buffers:
                 self.buffers[key] = network.open_handle(source, self.device)
             return self.buffers[key][:size]

@@ -1,0 +1,81 @@
+"""The workers that a recipe asks for, wherever they are: processes of this host, tasks of torchrun or srun, or nodes of
+a Ray cluster.
+"""
+
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from towpath.errors import ResourceError
+from towpath.recipe import Cluster, Model
+from towpath.runtime.present_task import launcher_of
+from towpath.runtime.ray_hosts import RayHosts
+from towpath.runtime.remote import Remote
+from towpath.runtime.task_hosts import TaskHosts
+from towpath.runtime.workers import Workers, close_shared_workers, shared_workers, visible_gpus
+
+_hosts: dict[tuple[str, int], Any] = {}
+"""Other hosts of this process's run, which stay connected from stage to stage, by launcher and process."""
+
+
+def open_hosts(model: Model, cluster: Cluster, run: Path) -> None:
+    """Let other hosts connect, before anything is loaded; nothing where all workers are on this one."""
+    kind = launcher_of(cluster)
+    if kind == "processes" or (kind, os.getpid()) in _hosts:
+        return
+    hosts = TaskHosts(cluster, run) if kind == "env" else RayHosts(cluster, not model.is_on_cpu)
+    _hosts[kind, os.getpid()] = hosts
+    weakref.finalize(hosts, _close_at_exit, kind)
+
+
+def open_workers(model: Model, cluster: Cluster) -> Workers | None:
+    """The workers of a stage, started when they are first wanted, or wanted after a loss; None where this process does
+    the work itself."""
+    kind = launcher_of(cluster)
+    if kind == "processes":
+        devices = worker_devices(model, cluster)
+        threads = cluster.threads or max(1, torch.get_num_threads() // max(1, len(devices)))
+        return shared_workers(devices, threads, cluster.timeout) if devices else None
+    if kind == "env" and (kind, os.getpid()) not in _hosts:
+        raise ResourceError(
+            "cluster.launcher = 'env' outside of `towpath run`",
+            "under torchrun or srun the first task trains, and `towpath run` in the others serves it",
+            "use `towpath run`, or cluster = {'launcher': 'processes'} in a program that trains in each task",
+        )
+    open_hosts(model, cluster, Path())
+    hosts = _hosts[kind, os.getpid()]
+    agents = hosts.gather(close_shared_workers)
+    placed = hosts.devices(agents, not model.is_on_cpu)
+    owners = [agent for _, agent in placed]
+    threads = cluster.threads or max(1, min(agent.facts["cpus"] // owners.count(agent) for agent in agents))
+    key = tuple(id(agent) for agent in owners)
+    devices = [device for device, _ in placed]
+    return shared_workers(devices, threads, cluster.timeout, lambda: Remote(hosts.listener, owners), key)
+
+
+def worker_devices(model: Model, cluster: Cluster) -> list[str]:
+    """The device of each worker process of this host; none where this process does the work itself."""
+    gpus = 0 if model.is_on_cpu else visible_gpus()
+    if cluster.gpus != "auto":
+        gpus = min(gpus, cluster.gpus)
+    if cluster.workers == "auto":
+        return [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else []
+    if gpus:
+        return [f"cuda:{number % gpus}" for number in range(cluster.workers)]
+    return ["cpu"] * cluster.workers
+
+
+def close_workers() -> None:
+    """End all workers of this process, and let other hosts go."""
+    close_shared_workers()
+    for key in [key for key in _hosts if key[1] == os.getpid()]:
+        _hosts.pop(key).close()
+
+
+def _close_at_exit(kind: str) -> None:
+    hosts = _hosts.pop((kind, os.getpid()), None)
+    if hosts is not None:
+        hosts.close()
