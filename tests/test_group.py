@@ -19,6 +19,7 @@ from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
 from towpath.runtime.group import Group
 from towpath.runtime.launch import local
 from towpath.runtime.local import Local
+from towpath.runtime.process import prepare_process
 from towpath.runtime.sharding import bytes_on_a_gpu
 from towpath.runtime.shares import deal, deal_rows, rows_of_groups
 from towpath.runtime.state_files import StateReader
@@ -221,6 +222,7 @@ def test_updates_do_not_depend_on_workers(name, workers, groups, tokens, shard, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "reward"])
 def test_updates_of_one_worker_have_the_same_bits(name, tiny_folder, tmp_path) -> None:
+    prepare_process()  # as workers do: float32 products by the fastest kernel that keeps float32
     states = []
     for count in (0, 1):
         model = Model(source="tiny")

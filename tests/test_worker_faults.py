@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ import towpath as tp
 from towpath.errors import ResourceError, WorkerLost
 from towpath.recipe import Cluster, Model
 from towpath.run import training
+from towpath.runtime.contract import RoleSpec
 from towpath.runtime.launch import launch
 from towpath.runtime.workers import WorkerFailed, Workers, _shared, close_shared_workers
 from towpath.store import manifest
@@ -219,13 +221,14 @@ def test_no_progress_is_named_with_the_last_stack(monkeypatch, tmp_path) -> None
 
 
 @pytest.mark.slow
-def test_an_exception_has_rank_host_and_traceback_once(tmp_path) -> None:
+def test_an_exception_has_rank_host_and_traceback_once(tiny_folder) -> None:
     runtime = launch(Model(source="tiny"), 0, cluster=Cluster(workers=2, threads=1))
+    runtime.open({"model": RoleSpec(tiny_folder)})
     with pytest.raises(WorkerFailed) as raised:
         runtime.run_everywhere("json:loads", s="{")  # type: ignore[attr-defined]
     text = str(raised.value)
-    # both fail, and either may be heard first
-    assert re.search("worker [12] of 2", text) and text.count("Traceback") == 1
+    assert re.match(rf"worker [12] of 2 \({socket.gethostname()}, cpu\): TypeError: loads", text)
+    assert text.count("Traceback") == 1
     assert runtime.memory_in_use() > 0  # the group can still be used
 
 
