@@ -81,9 +81,9 @@ def train(
 
 
 def curves(trained: training.Trained) -> list[dict[str, float]]:
-    """The metrics without times, memory and throughput, and without the accuracy of DPO: at the first step all margins
-    are zero but for rounding."""
-    timed = "seconds", "memory", "tokens"
+    """The metrics without times, memory, throughput and bytes moved, and without the accuracy of DPO: at the first step
+    all margins are zero but for rounding."""
+    timed = "seconds", "memory", "tokens", "collective", "sync"
     return [
         {key: x for key, x in row.items() if not isinstance(x, str) and not key.startswith((*timed, "accuracy"))}
         for row in trained.metrics

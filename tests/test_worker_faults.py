@@ -24,6 +24,7 @@ from towpath.run import training
 from towpath.runtime.contract import RoleSpec
 from towpath.runtime.launch import launch
 from towpath.runtime.workers import WorkerFailed, Workers, _shared, close_shared_workers
+from towpath.store import manifest
 
 PROMPTS = [f"Tell me something about the number {i}." for i in range(12)]
 POINTS = [
@@ -69,8 +70,8 @@ def train(folder: Path, restarts: int = 3) -> training.Trained:
 
 
 def results(trained: training.Trained) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Metrics without times and memory, and weights."""
-    timed = "seconds", "memory", "tokens"
+    """Metrics without times, memory and bytes moved, and weights."""
+    timed = "seconds", "memory", "tokens", "collective", "sync"
     rows = [{key: x for key, x in row.items() if not key.startswith(timed)} for row in trained.metrics]
     return rows, load_file(trained.job.folder / "adapter" / "adapter_model.safetensors")
 
@@ -119,6 +120,27 @@ def test_a_lost_worker_costs_a_restart(undisturbed, monkeypatch, tmp_path, capsy
     require_same(trained, undisturbed)
     printed = capsys.readouterr().err
     assert "worker 2 of 2" in printed and "restart 1 of 3" in printed
+    (restart,) = manifest.read_restarts(trained.job.folder)
+    assert restart["finding"]["code"] == "worker-restarted" and "worker 2 of 2" in restart["finding"]["evidence"]
+    assert restart["finding"]["evidence"] in [row["evidence"] for row in manifest.read(trained.job.folder)["findings"]]
+
+
+@pytest.mark.slow
+def test_what_workers_do_is_in_a_file(undisturbed) -> None:
+    folder = undisturbed.job.folder
+    first, second = manifest.read_workers(folder)["workers"]
+    assert (first["rank"], second["rank"]) == (0, 1) and first["pid"] != second["pid"]
+    for row in (first, second):
+        assert all(row["seconds"][phase] > 0 for phase in ("sample", "score", "train", "sync", "other", "waiting"))
+        assert row["tokens_per_second"]["train"] > 0 and row["tokens_per_second"]["sample"] > 0
+        assert row["memory_bytes"] > 0
+    steps = [row for row in undisturbed.metrics if row["phase"] == "train"]
+    # each step gives the engine the whole model, and adds up all gradients twice, for two minibatches
+    (trained,) = {row["sync_bytes"] for row in steps}
+    assert first["sync_bytes"] == second["sync_bytes"] >= len(steps) * trained > 0
+    assert all(row["seconds_sync"] > 0 and row["collective_bytes"] > 0 for row in steps)
+    assert first["collective_bytes"] >= sum(row["collective_bytes"] for row in steps)
+    manifest.verify(folder)  # the file is no result
 
 
 @pytest.mark.proof
