@@ -3,6 +3,7 @@ run.
 
 `python -m benchmarks.kills` kills at 200 random moments, at every named fault point (`fault_point(...)` in the code),
 and sends SIGTERM at 20 moments. It continues where it stopped; the result is benchmarks/results/kills.json.
+With `--workers 2` it is the controller of a group of workers that is killed.
 """
 
 import argparse
@@ -251,7 +252,10 @@ def main() -> None:
         "--work", type=Path, default=ROOT / ".bench" / "kills", help="where runs are made, and what was done is kept"
     )
     parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--workers", type=int, default=0, help="worker processes of each run; 0 for none")
     options = parser.parse_args()
+    if options.workers:
+        SETTINGS.extend([f"cluster.workers={options.workers}", "cluster.threads=1"])
     options.work.mkdir(parents=True, exist_ok=True)
     import transformers  # noqa: F401
 
@@ -264,7 +268,12 @@ def main() -> None:
     proof.terms(options.terms, options.seed)
     proof.random_kills(options.kills, options.seed)
     options.json.write_text(
-        json.dumps(asdict(proof.tally) | {"fault_points": names, "machine": machine.describe_machine()}, indent=1)
+        json.dumps(
+            asdict(proof.tally)
+            | {"workers": options.workers}
+            | {"fault_points": names, "machine": machine.describe_machine()},
+            indent=1,
+        )
         + "\n"
     )
     print(proof.line())

@@ -28,7 +28,7 @@ from towpath.rollout import experience
 from towpath.rollout.engine import SampleOutput
 from towpath.rollout.local import LocalEngine
 from towpath.run import arguments, training
-from towpath.runtime import checkpoints
+from towpath.runtime import state_files
 from towpath.runtime.local import Local
 from towpath.stages import reward, reward_training
 from towpath.stages.comparisons import Comparisons
@@ -388,7 +388,7 @@ def test_reward_model_restarts_from_the_fitted_head_when_its_first_checkpoint_fa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_file", full)
+        patched.setattr(state_files, "save_file", full)
         with pytest.raises(ResourceError):
             train(tmp_path / "torn")
     torch.testing.assert_close(train(tmp_path / "torn"), train(tmp_path / "whole"))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import towpath as tp
+from towpath import algos
 from towpath.algos import reward_model, sft
 from towpath.data.batch import Batch, Row
 from towpath.models import base
@@ -18,6 +19,7 @@ from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
 from towpath.runtime.group import Group
 from towpath.runtime.launch import local
 from towpath.runtime.local import Local
+from towpath.runtime.process import prepare_process
 from towpath.runtime.sharding import bytes_on_a_gpu
 from towpath.runtime.shares import deal, deal_rows, rows_of_groups
 from towpath.runtime.state_files import StateReader
@@ -32,6 +34,8 @@ ALGORITHMS = {
     "reinforce": {"kl": 0.1, "steps": 3, "rollout": 12, "batch": 12},
     "dpo": {"epochs": 1, "batch": 8},
     "kto": {"epochs": 1, "batch": 8},
+    "ipo": {"epochs": 1, "batch": 8},
+    "orpo": {"epochs": 1, "batch": 8},
     "ppo-full": {
         "kl": 0.1,
         "steps": 3,
@@ -71,15 +75,15 @@ def train(
     common = {"model": model, "dtype": "float32", "max_new_tokens": 8, "validate_every": 2, "learning_rate": 1e-5}
     data = {"prompts": PROMPTS, "reward": vowels}
     algo = name.partition("-")[0]
-    if algo in ("dpo", "kto"):
+    if algos.data_of(algo) == "comparisons":
         data = {"pairs": [(prompt, "aaaa bbb", "???? !!!") for prompt in PROMPTS]}
     return tp.train(algo, folder=folder, **data, **(common | ALGORITHMS[name]))
 
 
 def curves(trained: training.Trained) -> list[dict[str, float]]:
-    """The metrics without times, memory and throughput, and without the accuracy of DPO: at the first step all margins
-    are zero but for rounding."""
-    timed = "seconds", "memory", "tokens"
+    """The metrics without times, memory, throughput and bytes moved, and without the accuracy of DPO: at the first step
+    all margins are zero but for rounding."""
+    timed = "seconds", "memory", "tokens", "collective", "sync"
     return [
         {key: x for key, x in row.items() if not isinstance(x, str) and not key.startswith((*timed, "accuracy"))}
         for row in trained.metrics
@@ -116,9 +120,13 @@ def test_one_worker_gives_the_same_bits(name: str, alone, tmp_path: Path, monkey
         assert torch.equal(tensor, weights(other)[key]), key
 
 
+COUNTS = [(name, 2 + number % 3) for number, name in enumerate(ALGORITHMS)]
+"""Each algorithm with another number of workers; all combinations are a proof."""
+OTHERS = [(name, workers) for name in ALGORITHMS for workers in (2, 3, 4) if (name, workers) not in COUNTS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3, 4])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(("name", "workers"), [*COUNTS, *(pytest.param(*o, marks=pytest.mark.proof) for o in OTHERS)])
 def test_workers_give_the_same_curves(name: str, workers: int, alone, tmp_path: Path, monkeypatch) -> None:
     """In float64, so that the order of sums makes no visible difference."""
     one = alone(name, torch.float64, monkeypatch)
@@ -131,9 +139,14 @@ def test_workers_give_the_same_curves(name: str, workers: int, alone, tmp_path: 
         assert float(difference) <= 1e-6 * float(tensor.abs().max()) + 1e-12, key
 
 
+SHARDED_COUNTS = [(name, 1 + number % 3) for number, name in enumerate(SHARDED)]
+OTHER_SHARDED = [(name, workers) for name in SHARDED for workers in (1, 2, 3) if (name, workers) not in SHARDED_COUNTS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize(
+    ("name", "workers"), [*SHARDED_COUNTS, *(pytest.param(*o, marks=pytest.mark.proof) for o in OTHER_SHARDED)]
+)
 def test_divided_weights_give_the_same_curves(name: str, workers: int, alone, tmp_path: Path, monkeypatch) -> None:
     """FSDP2, with adapters on a frozen model that is divided, and with full weights; through the model's own layers,
     which round norms to float32 where ours do not."""
@@ -204,6 +217,21 @@ def test_updates_do_not_depend_on_workers(name, workers, groups, tokens, shard, 
     assert one.keys() == other.keys()
     for key, tensor in one.items():
         assert float((other[key] - tensor).norm()) <= 1e-6 * float(tensor.norm()) + 1e-12, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_updates_of_one_worker_have_the_same_bits(name, tiny_folder, tmp_path) -> None:
+    prepare_process()  # as workers do: float32 products by the fastest kernel that keeps float32
+    states = []
+    for count in (0, 1):
+        model = Model(source="tiny")
+        runtime = launch_with(count, torch.float32, False, model, 0)
+        update(runtime, name, tiny_folder, 4)
+        states.append(trained_state(runtime, tmp_path / str(count)))
+    one, other = states
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
 @pytest.mark.slow

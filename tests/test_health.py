@@ -10,6 +10,7 @@ from towpath.health import diagnosis, learning_rates, overoptimisation, remedies
 from towpath.health.diagnosis import DETECTORS, POSSIBLE_CAUSES, diagnose
 from towpath.health.history import Curve, History, Recorder, history_from_rows
 from towpath.recipe import Limits
+from towpath.stages import restarts
 
 STEPS = 40
 OWN = {"policy.rollout": 64, "policy.steps": STEPS, "policy.kl.alarm": 2.0}
@@ -573,7 +574,8 @@ def test_whether_an_intervention_helped() -> None:
 def test_every_finding_code_is_documented() -> None:
     code_in = re.compile(r'Finding\(\s*"([a-z-]+)"')
     folder = Path(diagnosis.__file__).parent / "detectors"
-    known = {code for path in folder.glob("*.py") for code in code_in.findall(path.read_text())}
+    paths = [*folder.glob("*.py"), Path(restarts.__file__)]
+    known = {code for path in paths for code in code_in.findall(path.read_text())}
     assert known >= set(FAULTY)
     text = (Path(__file__).parent.parent / "docs" / "findings.md").read_text()
     sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])

@@ -30,6 +30,7 @@ from watched_run import (
     serving_run,
     short_run,
     write_run,
+    write_workers,
 )
 
 from towpath.errors import ResourceError
@@ -38,9 +39,10 @@ from towpath.run.metric_columns import ARROW_BYTES, PHASES, Columns, MetricColum
 from towpath.run.samples import Samples
 from towpath.store import people
 from towpath.store.jsonl import JsonlTail, objects
+from towpath.store.publish import lock_folder
 from towpath.store.store import Store
 from towpath.view.downsample import bucket_means, downsample, moving_average
-from towpath.view.live import compare, layout, terminal
+from towpath.view.live import compare, layout, terminal, workers
 from towpath.view.live.headline import recent_mean, seconds_left, stage_headline
 from towpath.view.live.marks import stage_marks
 from towpath.view.report.frontier import best_of_n_curve
@@ -441,6 +443,41 @@ def test_terminal_view_of_a_run(tmp_path):
         assert words in text
     assert max(map(len, text.splitlines())) <= 110
     assert "No metrics yet" in terminal_view(write_run(tmp_path / "new", stages=()))
+
+
+RESTART = {
+    "at": "2026-05-04T10:00:00+00:00",
+    "finding": {"code": "worker-restarted", "severity": "warning", "evidence": "worker 2 of 4 was ended by SIGKILL"},
+    "stack": [],
+}
+
+
+def test_several_workers_have_a_panel(tmp_path):
+    run = write_run(tmp_path / "run")
+    folder = folder_of(run)
+    (folder / "restarts.json").write_text(json.dumps([RESTART]))
+    assert "worker 1" not in terminal_view(run)
+    write_workers(folder, late=1)
+    with lock_folder(run):
+        live = LiveRun(run)
+        live.refresh()
+        stage = live.stages["policy"]
+        panel = workers.workers_panel(stage, live.state("policy"))
+        text = terminal_view(run)
+    assert panel is not None and [row.tone for row in panel.rows] == ["", "bad", "", ""]
+    assert panel.rows[1].heartbeat == "31\u00a0s, limit 1\u00a0min\u00a00\u00a0s" and panel.rows[2].heartbeat == "idle"
+    assert sum(phase.share for phase in panel.rows[0].phases) == pytest.approx(1)
+    assert panel.rows[3].sampled == "5\u00a0320" and panel.rows[0].memory == "57.3\u00a0GiB"
+    assert panel.note == "now; 1 restart"
+    assert [row["code"] for row in stage.findings][-1] == "worker-restarted"
+    for words in ("worker 4: lock-keeper", "weight sync 1.4", "limit 1", "SIGKILL"):
+        assert words in text.replace("\u00a0", " ")
+    done = workers.workers_panel(stage, "done")
+    assert done is not None and {row.heartbeat + row.verb for row in done.rows} == {""}
+    write_workers(folder, count=1)
+    live = LiveRun(run)
+    live.refresh()
+    assert workers.workers_panel(live.stages["policy"], "running") is None
 
 
 def test_sparkline_spans_minimum_to_maximum():

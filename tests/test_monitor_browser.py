@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 from conftest import serious
-from watched_run import append, folder_of, policy_rows, samples, serving_run, short_run, write_run
+from watched_run import append, folder_of, policy_rows, samples, serving_run, short_run, write_run, write_workers
 
+from towpath.store.publish import lock_folder
 from towpath.store.store import Store
 
 DRAWN = "last => document.body.dataset.drawn === String(last)"
@@ -388,6 +389,7 @@ def test_runs_are_compared(visit, run):
 @pytest.mark.parametrize("width", [1280, 375])
 def test_axe_and_no_horizontal_overflow(visit, run, axe, scheme, width):
     write_run(run.parent / "wide", 60, 60, "learning_rate = 5e-5\n", evaluated=True)
+    write_workers(folder_of(run), late=1)
     page = visit("/monitor", color_scheme=scheme, viewport={"width": width, "height": 800})
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     violations = []
@@ -408,6 +410,22 @@ def test_axe_and_no_horizontal_overflow(visit, run, axe, scheme, width):
     page.keyboard.press("?")
     assert page.is_visible("#keys-dialog")
     assert not serious(page, axe)
+
+
+def test_workers_are_shown_while_they_work(visit, run):
+    page = visit()
+    assert not page.is_visible("#workers")
+    with lock_folder(run):
+        write_workers(folder_of(run), late=1)
+        rows = page.locator("#workers-rows tr")
+        rows.nth(3).wait_for()
+        assert "forward_backward" in rows.nth(0).inner_text() and "idle" in rows.nth(2).inner_text()
+        late = rows.nth(1).locator("td.bad")
+        assert late.inner_text().replace("\u00a0", " ") == "31 s, limit 1 min 0 s"
+        assert "training 1 min 6 s" in rows.nth(0).get_by_role("img").get_attribute("aria-label").replace("\u00a0", " ")
+        widths = rows.nth(0).locator("rect").evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+        assert len(widths) == 6 and widths[2] > widths[0] > widths[3] > 0
+        assert page.locator("#workers-phases li").count() == 6
 
 
 def test_findings_below_the_tiles_and_constant_charts_are_folded(visit, run):

@@ -1,11 +1,16 @@
 """Workers that are killed, stop, hang or talk nonsense: the run resumes and gives the bits of an undisturbed one."""
 
 import os
+import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 import towpath as tp
-from towpath.errors import WorkerLost
+from towpath.errors import ResourceError, WorkerLost
 from towpath.recipe import Cluster, Model
 from towpath.run import training
+from towpath.runtime.contract import RoleSpec
 from towpath.runtime.launch import launch
-from towpath.runtime.workers import WorkerFailed, Workers, close_shared_workers
+from towpath.runtime.workers import WorkerFailed, Workers, _shared, close_shared_workers
+from towpath.store import manifest
 
 PROMPTS = [f"Tell me something about the number {i}." for i in range(12)]
 POINTS = [
@@ -63,8 +70,8 @@ def train(folder: Path, restarts: int = 3) -> training.Trained:
 
 
 def results(trained: training.Trained) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Metrics without times and memory, and weights."""
-    timed = "seconds", "memory", "tokens"
+    """Metrics without times, memory and bytes moved, and weights."""
+    timed = "seconds", "memory", "tokens", "collective", "sync"
     rows = [{key: x for key, x in row.items() if not key.startswith(timed)} for row in trained.metrics]
     return rows, load_file(trained.job.folder / "adapter" / "adapter_model.safetensors")
 
@@ -113,6 +120,27 @@ def test_a_lost_worker_costs_a_restart(undisturbed, monkeypatch, tmp_path, capsy
     require_same(trained, undisturbed)
     printed = capsys.readouterr().err
     assert "worker 2 of 2" in printed and "restart 1 of 3" in printed
+    (restart,) = manifest.read_restarts(trained.job.folder)
+    assert restart["finding"]["code"] == "worker-restarted" and "worker 2 of 2" in restart["finding"]["evidence"]
+    assert restart["finding"]["evidence"] in [row["evidence"] for row in manifest.read(trained.job.folder)["findings"]]
+
+
+@pytest.mark.slow
+def test_what_workers_do_is_in_a_file(undisturbed) -> None:
+    folder = undisturbed.job.folder
+    first, second = manifest.read_workers(folder)["workers"]
+    assert (first["rank"], second["rank"]) == (0, 1) and first["pid"] != second["pid"]
+    for row in (first, second):
+        assert all(row["seconds"][phase] > 0 for phase in ("sample", "score", "train", "sync", "other", "waiting"))
+        assert row["tokens_per_second"]["train"] > 0 and row["tokens_per_second"]["sample"] > 0
+        assert row["memory_bytes"] > 0
+    steps = [row for row in undisturbed.metrics if row["phase"] == "train"]
+    # each step gives the engine the whole model, and adds up all gradients twice, for two minibatches
+    (trained,) = {row["sync_bytes"] for row in steps}
+    assert first["sync_bytes"] == second["sync_bytes"] >= len(steps) * trained > 0
+    assert all(row["seconds_sync"] > 0 and row["collective_bytes"] > 0 for row in steps)
+    assert first["collective_bytes"] >= sum(row["collective_bytes"] for row in steps)
+    manifest.verify(folder)  # the file is no result
 
 
 @pytest.mark.proof
@@ -125,6 +153,50 @@ def test_every_fault_at_every_point(undisturbed, monkeypatch, tmp_path, point, r
     if point == "end-restore":  # a restore follows an earlier loss
         pytest.skip("covered by a second fault in the first restart")
     require_same(disturbed(monkeypatch, tmp_path, point, 1, action, rank), undisturbed)
+
+
+@pytest.fixture(scope="module")
+def seconds(undisturbed) -> float:
+    """How long the training takes."""
+    rows = undisturbed.metrics
+    return sum(row.get(f"seconds_{part}", 0.0) for row in rows for part in ("generate", "score", "optimise")) + 2.0
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("moment", range(50))
+def test_random_moments(undisturbed, seconds, tmp_path, moment) -> None:
+    """A worker that is killed or stopped at any moment."""
+    draw = random.Random(moment)
+
+    def strike() -> None:
+        for workers in list(_shared.values()):
+            state = draw.choice(workers.states)
+            with suppress(ProcessLookupError):
+                os.kill(state.pid, draw.choice([signal.SIGKILL, signal.SIGSTOP]))
+
+    timer = threading.Timer(draw.uniform(0.1, seconds), strike)
+    timer.start()
+    trained = train(tmp_path / "run")
+    timer.cancel()
+    require_same(trained, undisturbed)
+
+
+@pytest.mark.slow
+def test_full_disk_in_a_checkpoint_is_named_and_resumed(undisturbed, tmp_path) -> None:
+    """A real file system without room; after more is given the run resumes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        with pytest.raises(ResourceError, match="no space left on the disk"):
+            train(disk / "run")
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        require_same(train(disk / "run"), undisturbed)
+    finally:
+        close_shared_workers()
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.mark.slow
@@ -149,12 +221,14 @@ def test_no_progress_is_named_with_the_last_stack(monkeypatch, tmp_path) -> None
 
 
 @pytest.mark.slow
-def test_an_exception_has_rank_host_and_traceback_once(tmp_path) -> None:
+def test_an_exception_has_rank_host_and_traceback_once(tiny_folder) -> None:
     runtime = launch(Model(source="tiny"), 0, cluster=Cluster(workers=2, threads=1))
+    runtime.open({"model": RoleSpec(tiny_folder)})
     with pytest.raises(WorkerFailed) as raised:
         runtime.run_everywhere("json:loads", s="{")  # type: ignore[attr-defined]
     text = str(raised.value)
-    assert "worker 1 of 2" in text and text.count("Traceback") == 1
+    assert re.match(rf"worker [12] of 2 \({socket.gethostname()}, cpu\): TypeError: loads", text)
+    assert text.count("Traceback") == 1
     assert runtime.memory_in_use() > 0  # the group can still be used
 
 

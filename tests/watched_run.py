@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from time import sleep
+from time import sleep, time
 from typing import Any
 
 from towpath.store.store import Store
@@ -233,6 +233,28 @@ def write_run(
     if evaluated:
         finish(run, steps)
     return run
+
+
+def write_workers(folder: Path, count: int = 4, late: int | None = None) -> None:
+    """What a group of workers does now; the heartbeat of the one with rank `late` is old."""
+    rows = [
+        {
+            "rank": rank,
+            "host": "lock-keeper",
+            "device": f"cuda:{rank}",
+            "pid": 4000 + rank,
+            "verb": "" if rank == 2 else "forward_backward",
+            "heartbeat_age": 31.0 if rank == late else 0.2,
+            "memory_bytes": 61.5e9,
+            "seconds": {"sample": 41.0, "score": 12.0 + rank, "train": 66.0, "sync": 1.4, "other": 6.0, "waiting": 9.0},
+            "tokens_per_second": {"sample": 5200.0 + 40 * rank, "train": 14800.0 - 90 * rank},
+            "collective_bytes": 3e9,
+            "sync_bytes": 5e10,
+        }
+        for rank in range(count)
+    ]
+    content = {"written_at": time(), "timeout": 60.0, "lost": "", "workers": rows}
+    (folder / "workers.json").write_text(json.dumps(content))
 
 
 def finish(run: Path, steps: int, win: float = 0.78, kl: float = 0.7) -> None:

@@ -127,9 +127,22 @@ METRICS: dict[str, Metric] = {
     "seconds_generate": Metric("sampling answers", legend="generate", form="seconds", direction=-1),
     "seconds_score": Metric("scoring them", legend="score", form="seconds", direction=-1),
     "seconds_optimise": Metric("updates", legend="optimise", form="seconds", direction=-1),
+    "seconds_sync": Metric(
+        "giving the new weights to the engine, part of sampling", legend="weight sync", form="seconds", direction=-1
+    ),
     "seconds_watch": Metric("diagnosis by the health monitor", form="seconds", direction=-1),
     "tokens_per_second": Metric("sampling speed", "tokens per second", direction=1),
     "memory_bytes": Metric("peak memory", "memory", form="bytes", direction=-1),
+    "collective_bytes": Metric(
+        "of tensors that a worker adds up, gathers or broadcasts with the others in a step, such as gradients",
+        "bytes of collectives",
+        "collectives",
+        "bytes",
+        -1,
+    ),
+    "sync_bytes": Metric(
+        "of weights that an engine is given in a step", "bytes of weight syncs", "weight sync", "bytes", -1
+    ),
     "reward/": Metric("reward by domain", direction=1),
     "domain/": Metric("score by domain, before domain weights", direction=1),
     "score/": Metric("score by reward source", direction=1),
@@ -182,6 +195,8 @@ CHARTS: tuple[ChartSpec, ...] = (
         "Machine and data", "Seconds by phase", ("seconds_generate", "seconds_score", "seconds_optimise"), low=0.0
     ),
     ChartSpec("Machine and data", "Memory", ("memory_bytes",)),
+    ChartSpec("Machine and data", "Seconds of weight syncs", ("seconds_sync",), low=0.0),
+    ChartSpec("Machine and data", "Bytes moved in a step", ("collective_bytes", "sync_bytes"), log=True),
     ChartSpec("Machine and data", "Distinct prompts in a rollout", ("prompts_distinct",)),
 )
 

@@ -146,6 +146,6 @@ def generate_here(
             _split(prompts, prompt_lengths), decodings, _split(uniforms, uniform_lengths), strict=True
         )
     ]
-    return _pack_outputs(
-        runtime.engine.generate(requests, greedy, lambda units, ended: count(units + ended * COMPLETION))
-    )
+    outputs = runtime.engine.generate(requests, greedy, lambda units, ended: count(units + ended * COMPLETION))
+    runtime.usage.sampled_tokens += sum(len(output.token_ids) for output in outputs)
+    return _pack_outputs(outputs)

@@ -27,7 +27,7 @@ from towpath.run.record import (
 from towpath.run.samples import Samples
 from towpath.store.jsonl import JsonlTail, is_number, objects
 from towpath.store.manifest import NAME as MANIFEST
-from towpath.store.manifest import read_object
+from towpath.store.manifest import RESTARTS, WORKERS, read_object, read_restarts, read_workers
 
 MIN_INTERVAL = 0.2
 """Seconds within which files are not read again."""
@@ -46,6 +46,9 @@ class LiveStage:
         self.interventions: list[dict[str, Any]] = []
         self.findings: list[dict[str, Any]] = []
         self.manifest: dict[str, Any] = {}
+        self.workers: dict[str, Any] = {}
+        """What its workers do: `towpath.store.manifest.WORKERS`."""
+        self.restarts: list[dict[str, Any]] = []
         self._run_info: dict[str, Any] = {}
         self._interventions = JsonlTail(folder / "interventions.jsonl")
         self._file_stats: dict[str, tuple[float, int]] = {}
@@ -82,9 +85,14 @@ class LiveStage:
             self.manifest = read_object(self.folder / MANIFEST) or {}
         if self._is_changed("run_info.json"):
             self._run_info = read_object(self.folder / "run_info.json") or {}
-        if self._is_changed("findings.json") or (self.done and not self.findings):
-            rows = _read_list(self.folder / "findings.json") or self.manifest.get("findings") or []
-            self.findings = _findings(rows)
+        if self._is_changed(WORKERS):
+            self.workers = read_workers(self.folder)
+        is_restarted = self._is_changed(RESTARTS)
+        if is_restarted:
+            self.restarts = read_restarts(self.folder)
+        if self._is_changed("findings.json") or is_restarted or (self.done and not self.findings):
+            rows = [*_read_list(self.folder / "findings.json"), *(row["finding"] for row in self.restarts)]
+            self.findings = _findings(rows or self.manifest.get("findings") or [])
 
     def _is_changed(self, name: str) -> bool:
         """Whether a file was replaced since the last call."""

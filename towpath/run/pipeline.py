@@ -212,6 +212,8 @@ class Pipeline:
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            "workers": _workers(stage.folder),
+            "restarts": manifest.read_restarts(stage.folder),
             "findings": [asdict(finding) for finding in findings],
             "data": corpus.counts | {"skipped_rows_file": FILE if corpus.refused or corpus.filtered else ""},
             "result": result,
@@ -305,6 +307,12 @@ def _seconds_of_earlier_attempts(folder: Path) -> float:
     except (OSError, ValueError):
         print_note(f"{folder / 'seconds'}: damaged; the time of earlier attempts is not counted")
         return 0.0
+
+
+def _workers(folder: Path) -> list[dict[str, Any]]:
+    """Host and device of each worker of a stage; empty where the run's own process did the work."""
+    rows = manifest.read_workers(folder).get("workers", [])
+    return [{"host": row.get("host"), "device": row.get("device")} for row in rows]
 
 
 def _version(package: str) -> str:

@@ -14,7 +14,7 @@ from towpath.run import gates
 from towpath.run.fingerprint import PlannedStage, plan_stages
 from towpath.run.loading import recorded_summary
 from towpath.run.record import Current, read_current, stage_round
-from towpath.store import location
+from towpath.store import location, manifest
 from towpath.store.publish import lock_folder
 from towpath.store.store import Store
 
@@ -49,6 +49,7 @@ def read_status(recipe: Recipe, folder: Path) -> RunStatus:
         if stage is next_stage:
             state = _next_state(stage, current, running)
         names = gates.GATES_AFTER.get(stage.kind, ()) if stage.done else ()
+        workers = manifest.read_workers(stage.folder)
         stage_gates = [asdict(verdicts[name]) for name in names if name in verdicts]
         rows.append(
             {
@@ -57,6 +58,8 @@ def read_status(recipe: Recipe, folder: Path) -> RunStatus:
                 "fingerprint": stage.fingerprint,
                 "gate": stage_gates[0] if stage_gates else None,
                 "gates": stage_gates,
+                "workers": workers if state == "running" else {},
+                "restarts": manifest.read_restarts(stage.folder),
             }
         )
     waiting = any(row["state"] == "waiting" for row in rows)
@@ -115,13 +118,26 @@ def status_lines(status: RunStatus) -> list[str]:
         lines.append("No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.")
     for row in status.stages:
         verdicts = "; ".join(_gate_summary(gate) for gate in row["gates"])
-        lines.append(f"{row['name']:<12} {row['state']:<12} {verdicts}".rstrip())
+        notes = "; ".join([*_worker_notes(row), verdicts] if verdicts else _worker_notes(row))
+        lines.append(f"{row['name']:<12} {row['state']:<12} {notes}".rstrip())
     if status.waiting_for:
         lines.append(f"waiting for: {status.waiting_for}")
     for finding in status.findings:
         if finding["code"] != NO_JUDGE_CODE:  # the first line reports it
             lines.append(f"{finding['severity']}: {finding['code']}: {finding['evidence']}")
     return lines
+
+
+def _worker_notes(row: dict[str, Any]) -> list[str]:
+    """How many workers a running stage has, and how often it was restarted."""
+    notes = []
+    workers = row["workers"].get("workers", [])
+    if len(workers) > 1:
+        notes.append(f"{len(workers)} workers")
+    if row["restarts"]:
+        last = row["restarts"][-1]["finding"]["evidence"]
+        notes.append(f"restarted {len(row['restarts'])} times, last: {last}")
+    return notes
 
 
 def _gate_summary(gate: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.data.chat import Chat
 from towpath.recipe import Lora
+from towpath.runtime.worker_states import WorkerState
 
 Needs = Mapping[str, tuple[str, ...]]
 """role -> what is wanted of it: logp, entropy, value, score, features, last."""
@@ -228,6 +229,14 @@ class Runtime(Protocol):
 
     def memory_in_use(self) -> float:
         """Bytes."""
+        ...
+
+    def worker_states(self) -> Sequence[WorkerState]:
+        """What each worker has done, without asking them: the present process where there are none."""
+        ...
+
+    def record_workers(self, path: Path) -> None:
+        """Keep a file with the state of the workers from now on, where there are several."""
         ...
 
     def agree(self, value: float) -> float:

@@ -26,6 +26,7 @@ from towpath.recipe import Model
 from towpath.runtime import passes, sharding
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot
 from towpath.runtime.shares import deal_rows, rows_of_groups
+from towpath.runtime.worker_states import WorkerState
 from towpath.runtime.workers import Workers
 
 CHECK_STEPS = 50
@@ -116,10 +117,16 @@ class Group:
     def _first(self, method: str, **arguments: Any) -> Any:
         return self._ask(method, [arguments, *[None] * (self.workers.count - 1)])[0]
 
+    def _require_launched(self) -> None:
+        """Make the workers' runtimes, if functions are called before any role is open."""
+        if not self._launched:
+            self._launch({})
+
     def run(
         self, function: str, arguments: Sequence[Mapping[str, Any]], count: Callable[[int], None] = lambda units: None
     ) -> list[Any]:
         """`package.module:function` with each of the arguments, on whichever worker is idle; results in order."""
+        self._require_launched()
         messages = [{"runtime": self._number, "function": function, "arguments": own} for own in arguments]
         results: list[Any] = [None] * len(messages)
         for number, result in self.workers.ask_idle("run", messages, count):
@@ -128,6 +135,7 @@ class Group:
 
     def run_everywhere(self, function: str, **arguments: Any) -> list[Any]:
         """`package.module:function` once on each worker."""
+        self._require_launched()
         message = {"runtime": self._number, "function": function, "arguments": arguments}
         return self.workers.ask("run", [message] * self.workers.count)
 
@@ -371,6 +379,14 @@ class Group:
     def memory_in_use(self) -> float:
         """Bytes of all workers."""
         return sum(self._all("memory_in_use"))
+
+    def worker_states(self) -> Sequence[WorkerState]:
+        """As this process last heard of them."""
+        return self.workers.states
+
+    def record_workers(self, path: Path) -> None:
+        """Keep a file with the state of the workers from now on."""
+        self.workers.record(path)
 
     def agree(self, value: float) -> float:
         """The number itself: one process decides."""

@@ -5,6 +5,9 @@ B rows, T answer tokens, N answer tokens of all rows, S tokens of a row, D width
 
 import copy
 import math
+import os
+import socket
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +43,7 @@ from towpath.runtime.out_of_memory import with_less
 from towpath.runtime.process import memory_in_use, release_memory
 from towpath.runtime.transfer import to_device
 from towpath.runtime.weight_source import weight_source
+from towpath.runtime.worker_states import Usage, WorkerState
 
 PACK_WIDTH = 256
 """Widest line that short rows are packed into; wider ones spend on attention what they save on padding."""
@@ -107,6 +111,8 @@ class Local:
         self._nonfinite: list[str] = []
         self._version = 0
         self._dropping = False
+        self.usage = Usage()
+        """What this process has done and moved."""
 
     # Roles
 
@@ -270,6 +276,7 @@ class Local:
 
     def score(self, role: str, batch: Batch, wants: tuple[str, ...], temperature: float = 1.0) -> Outputs:
         """Outputs of a role on a batch of any size, without gradient, in host memory."""
+        self.usage.scored_tokens += _tokens(batch)
         out = with_less(lambda: self._score(role, batch, wants, temperature), lambda: self._halve(batch))
         if "features" in wants:
             out.features = self._store(out.features_BTD, out.mask_BT)
@@ -319,6 +326,7 @@ class Local:
     ) -> Metrics:
         """Add the gradient of loss / weight, one pass and one role after the other; metrics of the batch. Where memory
         runs out passes are halved, which gives the same gradient."""
+        self.usage.trained_tokens += _tokens(batch)
         fresh = self.optimizer is None or not self.optimizer.gradients()
         done = 0
 
@@ -682,12 +690,20 @@ class Local:
     def publish(self, role: str, engine: WeightSink) -> int:
         """Give an engine the role's weights as they are now: as a stream where it takes one; else in a plain copy where
         the model has adapters or compiled layers, which engines do not sample from, or the model itself."""
+        started = time.monotonic()
+        version = self._publish(role, engine)
+        self.usage.sync_seconds += time.monotonic() - started
+        return version
+
+    def _publish(self, role: str, engine: WeightSink) -> int:
         trunk = self.roles[role].trunk
         model = self.trunks[trunk]
         adapters = self.adapters.get(trunk)
         if hasattr(engine, "receive"):
             self._version += 1
-            engine.receive(self._weight_source(role), self._version)  # pyright: ignore[reportAttributeAccessIssue]
+            source = self._weight_source(role)
+            engine.receive(source, self._version)  # pyright: ignore[reportAttributeAccessIssue]
+            self.usage.sync_bytes += source.size
             return self._version
         if adapters or self._compile.on:
             plain = self._plain_copy(role, trunk)
@@ -698,6 +714,7 @@ class Local:
                     for target, source in zip(plain.parameters(), model.parameters(), strict=True):
                         target.copy_(source)
             model = plain
+            self.usage.sync_bytes += byte_count(plain)
         self._version += 1
         engine.refresh(model, self._version)
         return self._version
@@ -733,6 +750,14 @@ class Local:
         """Bytes: the device's where it has memory of its own, else this process's."""
         return memory_in_use(self.device)
 
+    def worker_states(self) -> Sequence[WorkerState]:
+        """This process as the only worker."""
+        memory = self.memory_in_use()
+        return [WorkerState(0, os.getpid(), socket.gethostname(), str(self.device), "", memory, usage=self.usage)]
+
+    def record_workers(self, path: Path) -> None:
+        """Nothing: the metrics of a step say what one process does."""
+
     def agree(self, value: float) -> float:
         """The number itself: there is one process."""
         return value
@@ -755,6 +780,11 @@ def _no_memory(batch: Batch, rule: str) -> ResourceError:
     longest = max(len(row.ids) for row in batch.rows)
     fix = "lower max_new_tokens or data.max_prompt_tokens, use LoRA or a smaller model, lower batch, or free memory"
     return ResourceError(f"out of memory in a pass; the longest of {len(batch)} rows has {longest} tokens", rule, fix)
+
+
+def byte_count(model: Any) -> int:
+    """Bytes of a model's weights."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def _tokens(batch: Batch) -> int:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-SIGNS = ("can't allocate memory", "out of memory", "bad_alloc", "bad allocation")
+SIGNS = ("can't allocate memory", "out of memory", "bad_alloc", "bad allocation", "MemoryError")
 
 
 def ran_out(error: BaseException) -> bool:

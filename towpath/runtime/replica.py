@@ -76,6 +76,7 @@ class Replica(Local):
         for tensor in tensors:
             value = tensor.to(self.device)
             dist.broadcast(value, 0)
+            self.usage.collective_bytes += value.nbytes
             tensor.copy_(value)
 
     def step(self, rate: float, max_grad_norm: float) -> float:
@@ -107,6 +108,7 @@ class Replica(Local):
                 part.copy_(gradients[weight].reshape(-1))
         present.copy_(torch.tensor([float(weight in gradients) for weight in weights]))
         dist.all_reduce(flat)
+        self.usage.collective_bytes += flat.nbytes
         has_gradient = dict(zip(weights, present.tolist(), strict=True))
         for weight, part in zip(small, parts, strict=True):
             if has_gradient[weight]:
@@ -117,6 +119,7 @@ class Replica(Local):
                 whole = torch.zeros(weight.shape, dtype=dtype, device=self.device) if gradient is None else gradient
                 whole = whole.to(dtype).contiguous()
                 dist.all_reduce(whole)
+                self.usage.collective_bytes += whole.nbytes
                 self.optimizer.set_gradient(weight, whole)
 
     def fit(self, role: str, features: Handle | Tensor | None, target: Tensor | None, decay: float = 1.0) -> None:
@@ -129,10 +132,11 @@ class Replica(Local):
         rows_NF, target_N = self._rows_to_fit(ridge, features, target)
         candidates = self._candidates(ridge)
         # the past is in the sums of every worker, and must be in the total once
-        ridge.add(rows_NF, target_N, decay if dist.get_rank() == 0 else 0.0, candidates)
+        ridge.add(rows_NF, target_N, decay if self.rank == 0 else 0.0, candidates)
         for sums in ridge.sums:
             dist.all_reduce(sums)
-        if dist.get_rank() == 0:
+            self.usage.collective_bytes += sums.nbytes
+        if self.rank == 0:
             ridge.solve(choose=candidates is not None)
         for parameter in (ridge.head.weight, ridge.head.bias):
             dist.broadcast(parameter.data, 0)

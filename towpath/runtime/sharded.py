@@ -29,7 +29,7 @@ from towpath.models.head import has_plain_logits
 from towpath.models.quantized import whole
 from towpath.runtime import state_files
 from towpath.runtime.contract import Loss, Needs, Snapshot, WeightSink
-from towpath.runtime.local import BEST, Local
+from towpath.runtime.local import BEST, Local, byte_count
 from towpath.runtime.replica import Replica, digest
 
 
@@ -162,8 +162,18 @@ class Sharded(Replica):
             # FSDP gathers weights for the backward pass when the gradient of one of these comes
             return {field.name: x for field in fields(out) if isinstance(x := getattr(out, field.name), Tensor)}
 
-        tensors = self._units[self.roles[name].trunk](work)
+        unit = self._units[self.roles[name].trunk]
+        self.usage.collective_bytes += self._gathered_bytes(unit)
+        tensors = unit(work)
         return replace(outputs[0], **tensors)
+
+    def _gathered_bytes(self, unit: Unit) -> int:
+        """Of a pass: layers are gathered for it, and again on the way back, where gradients are added up, too."""
+        divided = [weight for weight in unit.parameters() if isinstance(weight, DTensor)]
+        gathered = self.dtype.itemsize * sum(weight.numel() for weight in divided)
+        if not torch.is_grad_enabled():
+            return gathered
+        return 2 * gathered + 4 * sum(weight.numel() for weight in divided if weight.requires_grad)
 
     def cache_frozen_prefix(self, batch: Batch, role: str) -> Batch:
         """The same batch: part of the layers alone would gather weights in another order."""
@@ -271,12 +281,13 @@ class Sharded(Replica):
         if self.rank == 0:
             super().export_adapter(role, folder)
 
-    def publish(self, role: str, engine: WeightSink) -> int:
+    def _publish(self, role: str, engine: WeightSink) -> int:
         """Give this worker's engine the gathered weights, as a stream where it takes one, else as a plain model."""
         if hasattr(engine, "receive"):
-            return super().publish(role, engine)
+            return super()._publish(role, engine)
         plain = self._plain_copy(role, self.roles[role].trunk)
         self._gather_into(plain, role)
+        self.usage.sync_bytes += byte_count(plain)
         self._version += 1
         engine.refresh(plain, self._version)
         return self._version

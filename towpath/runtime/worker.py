@@ -17,9 +17,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from towpath.runtime.worker_states import Usage
 
 BEAT_SECONDS = 0.5
 TICK_SECONDS = 0.1
@@ -45,6 +48,8 @@ class Worker:
         self._main = threading.main_thread().ident
         self._parent = os.getppid()
         self.device: Any = None
+        self.usage = Usage()
+        """Of all its runtimes."""
 
     def serve(self) -> None:
         """Answer messages in their order; ends when the controller does."""
@@ -68,7 +73,7 @@ class Worker:
             seconds = time.monotonic() - self.started
             self.verb = ""
             with suppress(ChannelClosed):
-                self.channel.send(reply | {"seconds": seconds})
+                self.channel.send(reply | {"seconds": seconds, "usage": asdict(self.usage)})
 
     def _name(self, message: Mapping[str, Any]) -> str:
         """The method of a runtime that a message is about, or else its verb."""
@@ -156,6 +161,7 @@ class Worker:
         self.runtimes[runtime] = local(
             kind, model, settings["pad"], settings["packing"], settings["training"], dtype, self.device
         )
+        self.runtimes[runtime].usage = self.usage
 
     def do_drop(self, runtimes: list[int]) -> None:
         """Let go of runtimes."""
@@ -238,7 +244,13 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
     parts = [error.value, error.rule, error.fix] if isinstance(error, TowpathError) else None
     lines = traceback.format_exception(error)
-    return {"type": type(error).__name__, "text": str(error), "parts": parts, "traceback": "".join(lines)}
+    return {
+        "type": type(error).__name__,
+        "text": str(error),
+        "parts": parts,
+        "errno": getattr(error, "errno", None),
+        "traceback": "".join(lines),
+    }
 
 
 def die_with_parent() -> None:

@@ -9,8 +9,8 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from towpath.progress import print_note
 from towpath.runtime.channel import Channel, ChannelClosed, Frame
 from towpath.runtime.processes import Processes
 from towpath.runtime.wire import MessageError
-from towpath.store.publish import fault_point
+from towpath.runtime.worker_states import Usage, WorkersFile, WorkerState
 
 PROGRESS_FACTOR = 10.0
 """Times the heartbeat's limit that a verb may take without progress."""
@@ -57,22 +57,8 @@ class Launcher(Protocol):
 class WorkerFailed(RuntimeError):
     """An exception of a worker, with its traceback."""
 
-
-@dataclass
-class WorkerState:
-    """One worker, as the monitor shows it."""
-
-    rank: int
-    pid: int = 0
-    host: str = ""
-    device: str = "cpu"
-    verb: str = ""
-    memory_bytes: float = 0.0
-    last_heard: float = 0.0
-    progressed: float = 0.0
-    stack: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    """By verb."""
+    errno: int | None = None
+    """Of the worker's exception, such as that of a full disk."""
 
 
 class Workers:
@@ -86,9 +72,10 @@ class Workers:
         self.channels: list[Channel] = []
         self.states: list[WorkerState] = []
         self.longest: dict[str, float] = {}
-        """Seconds of the slowest success, by verb."""
+        """Seconds of the slowest success, by method or function."""
         self.lost: WorkerLost | None = None
         self._busy = False
+        self._file: WorkersFile | None = None
         self._dropped: list[int] = []
         """Runtimes of which workers must still let go."""
         self._store: Any = None
@@ -108,7 +95,7 @@ class Workers:
     def _start(self) -> None:
         self.channels = self.launcher.start(self.devices, self.threads, self.timeout)
         self.states = [WorkerState(rank, device=device) for rank, device in enumerate(self.devices)]
-        self._finalizer = weakref.finalize(self, self.launcher.end)
+        self._finalizer = weakref.finalize(self, _end, self.launcher, self.channels)
         self._connect()
 
     def _connect(self) -> None:
@@ -134,8 +121,16 @@ class Workers:
     def close(self) -> None:
         """End all workers at once, also those that are stopped."""
         self._finalizer()
-        for channel in self.channels:
-            channel.close()
+
+    def record(self, path: Path) -> None:
+        """Keep a file with the state of all workers, from now on."""
+        if self._file is None or self._file.path != path:
+            self._file = WorkersFile(path, self.states, self.timeout)
+        self._write_file()
+
+    def _write_file(self, lost: str = "", last: bool = False) -> None:
+        if self._file is not None:
+            self._file.write(self.states, lost, last)
 
     # Messages
 
@@ -147,7 +142,6 @@ class Workers:
     ) -> list[Any]:
         """One message to each worker whose arguments are not None; the replies, None for the others."""
         self._require_alive()
-        fault_point(f"ask-{verb}")
         self._busy = True
         waiting: set[int] = set()
         frames: dict[int, Frame] = {}
@@ -156,13 +150,13 @@ class Workers:
                 if own is not None:
                     if id(own) not in frames:  # the same arguments for several workers are encoded once
                         frames[id(own)] = Frame({"verb": verb, "arguments": own}, self.channels[rank].shared)
-                    self._send(rank, frames[id(own)], verb)
+                    self._send(rank, frames[id(own)], name_of(verb, own))
                     waiting.add(rank)
         finally:
             for frame in frames.values():
                 frame.close()
         replies: list[Any] = [None] * self.count
-        for rank, reply in self._replies(waiting, verb, count):
+        for rank, reply in self._replies(waiting, count):
             replies[rank] = reply
         self._busy = False
         self._drop_runtimes()
@@ -178,13 +172,13 @@ class Workers:
         if self._dropped and self.lost is None and self.channels[0].fileno() >= 0:
             dropped, self._dropped = self._dropped, []
             self.ask("drop", [{"runtimes": dropped}] * self.count)
+            self._write_file(last=True)
 
     def ask_idle(
         self, verb: str, arguments: Sequence[Mapping[str, Any]], count: Callable[[int], None] = lambda units: None
     ) -> Iterator[tuple[int, Any]]:
         """Messages in their order, each to whichever worker is idle; (number, reply) as they come."""
         self._require_alive()
-        fault_point(f"ask-{verb}")
         self._busy = True
         number_of: dict[int, int] = {}
         todo = list(range(len(arguments)))[::-1]
@@ -194,28 +188,28 @@ class Workers:
             if todo:
                 number_of[rank] = todo.pop()
                 frame = Frame({"verb": verb, "arguments": arguments[number_of[rank]]}, self.channels[rank].shared)
-                self._send(rank, frame, verb)
+                self._send(rank, frame, name_of(verb, arguments[number_of[rank]]))
                 frame.close()
                 waiting.add(rank)
 
         for rank in range(self.count):
             give(rank)
-        for rank, reply in self._replies(waiting, verb, count):
+        for rank, reply in self._replies(waiting, count):
             number = number_of[rank]
             give(rank)
             yield number, reply
         self._busy = False
 
-    def _send(self, rank: int, frame: Frame, verb: str) -> None:
+    def _send(self, rank: int, frame: Frame, name: str) -> None:
         state = self.states[rank]
-        state.verb = verb
-        state.last_heard = state.progressed = time.monotonic()
+        state.verb = name
+        state.started = state.last_heard = state.progressed = time.monotonic()
         try:
             self.channels[rank].send_frame(frame)
         except ChannelClosed:
-            self._lose(rank, verb, self.launcher.why_ended(rank))
+            self._lose(rank, self.launcher.why_ended(rank))
 
-    def _replies(self, waiting: set[int], verb: str, count: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
+    def _replies(self, waiting: set[int], count: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
         """(rank, reply) of the workers in `waiting`, to which more may be added between two replies."""
         failures: list[tuple[int, Mapping[str, Any]]] = []
         with selectors.DefaultSelector() as selector:
@@ -224,33 +218,40 @@ class Workers:
             while waiting:
                 for key, _ in selector.select(0.2):
                     rank = key.data
-                    message = self._receive(rank, verb)
+                    message = self._receive(rank)
                     self._note(rank, message, count)
                     if "seconds" not in message:
                         continue
                     waiting.discard(rank)
-                    state = self.states[rank]
-                    state.verb = ""
-                    state.seconds[verb] = state.seconds.get(verb, 0.0) + message["seconds"]
+                    name = self._finish(rank, message)
                     if "error" in message:
                         failures.append((rank, message["error"]))
                     else:
-                        self.longest[verb] = max(self.longest.get(verb, 0.0), message["seconds"])
+                        self.longest[name] = max(self.longest.get(name, 0.0), message["seconds"])
                         yield rank, message["reply"]
-                self._require_progress(waiting, verb, failures)
+                self._write_file()
+                self._require_progress(waiting, failures)
         self._busy = False
         if failures:
             raise self._error(*failures[0])
 
-    def _receive(self, rank: int, verb: str) -> Mapping[str, Any]:
+    def _finish(self, rank: int, message: Mapping[str, Any]) -> str:
+        """Add a verb to what a worker has done; its name."""
+        state = self.states[rank]
+        name, state.verb = state.verb, ""
+        state.seconds[name] = state.seconds.get(name, 0.0) + message["seconds"]
+        state.usage = Usage(**message["usage"])
+        return name
+
+    def _receive(self, rank: int) -> Mapping[str, Any]:
         try:
             message = self.channels[rank].receive()
         except ChannelClosed:
-            self._lose(rank, verb, self.launcher.why_ended(rank))
+            self._lose(rank, self.launcher.why_ended(rank))
         except MessageError as error:
-            self._lose(rank, verb, f"answered with {error}")
+            self._lose(rank, f"answered with {error}")
         if not isinstance(message, dict):
-            self._lose(rank, verb, f"answered with {message!r:.60}")
+            self._lose(rank, f"answered with {message!r:.60}")
         return message
 
     def _note(self, rank: int, message: Mapping[str, Any], count: Callable[[int], None]) -> None:
@@ -266,9 +267,7 @@ class Workers:
         if "note" in message:
             print_note(message["note"])
 
-    def _require_progress(
-        self, waiting: set[int], verb: str, failures: Sequence[tuple[int, Mapping[str, Any]]]
-    ) -> None:
+    def _require_progress(self, waiting: set[int], failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         """Lose the worker that is silent, or makes no progress; where one has failed, do not wait for the others."""
         now = time.monotonic()
         silent = [rank for rank in waiting if now - self.states[rank].last_heard > self.timeout]
@@ -276,13 +275,13 @@ class Workers:
             rank = min(silent, key=lambda rank: self.states[rank].last_heard)
             if failures:
                 raise self._ended_by(failures[0])
-            self._lose(rank, verb, f"has sent no heartbeat for {self.timeout:g} s")
-        limit = max(self.timeout * PROGRESS_FACTOR, SLOWER * self.longest.get(verb, 0.0))
+            self._lose(rank, f"has sent no heartbeat for {self.timeout:g} s")
         if failures and waiting and all(now - self.states[rank].progressed > 5.0 for rank in waiting):
             raise self._ended_by(failures[0])  # the others wait for the one that failed
-        stuck = [rank for rank in waiting if now - self.states[rank].progressed > limit]
-        if stuck:
-            self._lose(stuck[0], verb, f"has made no progress for {limit:.0f} s")
+        for rank in waiting:
+            limit = max(self.timeout * PROGRESS_FACTOR, SLOWER * self.longest.get(self.states[rank].verb, 0.0))
+            if now - self.states[rank].progressed > limit:
+                self._lose(rank, f"has made no progress for {limit:.0f} s")
 
     def _ended_by(self, failure: tuple[int, Mapping[str, Any]]) -> Exception:
         """The exception of a worker that the others wait for in vain: the group cannot be used again."""
@@ -291,15 +290,16 @@ class Workers:
         self.close()
         return error
 
-    def _lose(self, rank: int, verb: str, why: str) -> NoReturn:
+    def _lose(self, rank: int, why: str) -> NoReturn:
         state = self.states[rank]
         where = f"worker {rank + 1} of {self.count} ({state.host or 'starting'}, {state.device}, process {state.pid})"
         stack = "\n  last seen at:\n" + "\n".join(state.stack) if state.stack else ""
         self.lost = WorkerLost(
-            f"{where} {why}, during {verb}{stack}",
+            f"{where} {why}, during {state.verb or 'a verb'}{stack}",
             "all workers of a group are needed for each step",
             "the stage resumes from its last checkpoint; see cluster.restarts and cluster.timeout",
         )
+        self._write_file(f"{where} {why}")
         self.close()
         raise self.lost
 
@@ -314,7 +314,20 @@ class Workers:
         if described["parts"] and isinstance(kind, type) and issubclass(kind, TowpathError):
             return kind(*described["parts"])
         where = f"worker {rank + 1} of {self.count} ({state.host}, {state.device})"
-        return WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+        failed = WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+        failed.errno = described["errno"]
+        return failed
+
+
+def _end(launcher: Launcher, channels: Sequence[Channel]) -> None:
+    launcher.end()
+    for channel in channels:
+        channel.close()
+
+
+def name_of(verb: str, arguments: Mapping[str, Any]) -> str:
+    """The method of a runtime or the function that a message is about, or else its verb."""
+    return arguments.get("method") or arguments.get("function", verb).rpartition(":")[2]
 
 
 _shared: dict[tuple[Any, ...], Workers] = {}

@@ -63,7 +63,9 @@ class Job(Generic[C]):
 
     def launch(self, packing: bool = True, training: bool = True) -> Runtime:
         """A runtime for this stage."""
-        return self.launcher(self.config.model, self.chat.pad, packing, training, self.config.cluster)
+        runtime = self.launcher(self.config.model, self.chat.pad, packing, training, self.config.cluster)
+        runtime.record_workers(self.folder / manifest.WORKERS)
+        return runtime
 
     def tokens(self: "Job[PairsConfig]", completion: Completion) -> Sequence[int]:
         """The sampled tokens; a text without tokens is tokenized and cut to preferences.max_new_tokens."""

@@ -7,7 +7,7 @@ micro-batches do not change the gradient.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from towpath.rollout.statistics import critic_metrics
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import Loss, Runtime, Snapshot
 from towpath.runtime.process import release_memory
+from towpath.runtime.worker_states import Usage, WorkerState
 from towpath.stages.job import Job
 from towpath.store.publish import fault_point, replace_file
 
@@ -142,6 +143,7 @@ def _step(
 
     If the run is stopped while the batch is made, `save_now` writes a checkpoint: no weight has changed yet.
     """
+    before = [state.usage.copy() for state in runtime.worker_states()]
     try:
         with interrupt.allow_signals():
             batch, batch_metrics = config.batch(step, knobs)
@@ -176,8 +178,20 @@ def _step(
         **knobs,
         "seconds_optimise": time.monotonic() - started,
         "memory_bytes": runtime.memory_in_use(),
+        **_moved(before, runtime.worker_states()),
         **batch_metrics,
     }
+
+
+def _moved(before: Sequence[Usage], states: Sequence[WorkerState]) -> Numbers:
+    """What the step moved between workers and to engines, of the worker with most; only what is not zero."""
+    used = [state.usage.since(usage) for state, usage in zip(states, before, strict=True)]
+    numbers = {
+        "seconds_sync": max(one.sync_seconds for one in used),
+        "sync_bytes": float(max(one.sync_bytes for one in used)),
+        "collective_bytes": float(max(one.collective_bytes for one in used)),
+    }
+    return {name: value for name, value in numbers.items() if value}
 
 
 def _minibatches(

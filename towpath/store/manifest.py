@@ -14,7 +14,12 @@ from towpath.store.publish import replace_file
 NAME = "manifest.json"
 PUBLISHED_FOLDERS = ("weights", "weights-*", "adapter")
 """Patterns of published result folders."""
+WORKERS = "workers.json"
+"""What the workers of a stage do while it runs; it changes until they end, and has no checksum."""
+RESTARTS = "restarts.json"
+"""Restarts of a stage after workers were lost, with their time and a finding on each."""
 EVIDENCE = (
+    RESTARTS,
     "metrics.jsonl",
     "samples.jsonl",
     "findings.json",
@@ -88,6 +93,22 @@ def results_digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def read_restarts(folder: Path) -> list[dict[str, Any]]:
+    """Return the restarts of a stage after lost workers; none if the record is damaged."""
+    try:
+        rows = json.loads((folder / RESTARTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("finding"), dict)]
+
+
+def read_workers(folder: Path) -> dict[str, Any]:
+    """Return what the workers of a stage did when last seen; empty where there are none or the file is damaged."""
+    content = read_object(folder / WORKERS) or {}
+    rows = content.get("workers")
+    return content if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else {}
+
+
 def invalidate(folder: Path) -> None:
     """Forget that a folder was verified, after it is moved or made again."""
     _verified.pop(folder, None)
@@ -131,7 +152,7 @@ def _file_checksums(folder: Path) -> dict[str, dict[str, int | str]]:
     files = [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix in (".json", ".jsonl", ".npz") and path.name != NAME
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".npz") and path.name not in (NAME, WORKERS)
     ]
     return checksums | {path.name: publish.checksum(path) for path in files}
 

@@ -21,6 +21,7 @@ from towpath.run.metric_columns import PHASES, Columns
 from towpath.view.live import curves
 from towpath.view.live.headline import stage_headline
 from towpath.view.live.marks import stage_marks
+from towpath.view.live.workers import workers_panel
 from towpath.web import pages
 from towpath.web.auth import StatsViewer
 from towpath.web.error_responses import RateLimited
@@ -245,7 +246,13 @@ def _state(run: LiveRun, stage: str) -> dict[str, Any]:
         "headline": [asdict(number) for number in stage_headline(run, stage)],
         "stages": {name: run.state(name) for name in run.stages},
         "waiting_for": run.waiting_for,
+        "workers": _workers(run, stage),
     }
+
+
+def _workers(run: LiveRun, stage: str) -> dict[str, Any] | None:
+    panel = workers_panel(run.stages[stage], run.state(stage))
+    return asdict(panel) if panel else None
 
 
 def _marks(run: LiveRun, training: LiveStage) -> dict[str, Any]:

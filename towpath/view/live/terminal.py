@@ -21,6 +21,7 @@ from towpath.view.downsample import bucket_means
 from towpath.view.format import number, percent
 from towpath.view.live.headline import Number, recent_mean, stage_headline
 from towpath.view.live.marks import intervention_label
+from towpath.view.live.workers import WorkersPanel, workers_panel
 
 REFRESH_SECONDS = 1.0
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -80,6 +81,9 @@ def frame(run: LiveRun, console: Console) -> RenderableType:
     parts.append(_headline(stage_headline(run, name)))
     blocks = BLOCKS if "utf" in (console.encoding or "").lower() else ASCII_BLOCKS
     parts.append(Padding(_curves(stage, console.width, blocks), (1, 0, 0, 0)))
+    panel = workers_panel(stage, run.state(name))
+    if panel:
+        parts.append(Padding(_workers(panel), (1, 0, 0, 0)))
     lists = (_findings(stage), _interventions(stage), _samples(stage))
     parts += [Padding(text, (1, 0, 0, 0)) for text in lists if text is not None]
     return Group(*parts)
@@ -100,6 +104,20 @@ def _headline(numbers: list[Number]) -> Table:
     table.add_row(*(Text(each.value, TONES.get(each.tone, "bold")) for each in numbers))
     table.add_row(*(Text(each.note, "dim") for each in numbers))
     return table
+
+
+def _workers(panel: WorkersPanel) -> RenderableType:
+    """A line for each worker, with the share of its time that it waits, and below it its seconds by phase."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
+    for title in ("workers", "now", "waiting", "sampling", "training", "memory", "heartbeat"):
+        table.add_column(title, justify="left" if title in ("workers", "now", "heartbeat") else "right", no_wrap=True)
+    for row in panel.rows:
+        waiting = percent(sum(phase.share for phase in row.phases if phase.name == "waiting"))
+        cells = (f"{row.name}: {row.location}", row.verb, waiting, row.sampled, row.trained, row.memory)
+        table.add_row(*(Text(strip_control(cell)) for cell in cells), Text(row.heartbeat, TONES.get(row.tone, "")))
+    first = ", ".join(f"{phase.name} {phase.seconds}" for phase in panel.rows[0].phases)
+    note = Text(strip_control(panel.note), TONES.get(panel.tone, "dim"))
+    return Group(table, Text(f"{panel.rows[0].name}: {first}", "dim"), note)
 
 
 def _curves(stage: LiveStage, width: int, blocks: str) -> Table:

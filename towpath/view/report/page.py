@@ -271,7 +271,21 @@ def lineage(run: RunRecord) -> Iterator[dict[str, Any]]:
                 "finished": moment(m.get("finished_at")),
                 "seconds": duration(m.get("seconds")),
                 "memory": size(m.get("peak_memory_bytes")),
+                "workers": workers(m),
             }
+
+
+def workers(manifest: Mapping[str, Any]) -> str:
+    """How many workers a stage had on which devices and hosts, and how often it was restarted."""
+    rows = manifest.get("workers") or []
+    restarts = len(manifest.get("restarts") or [])
+    text = "1 process"
+    if rows:
+        kinds = sorted({str(row.get("device")).partition(":")[0] for row in rows})
+        hosts = len({row.get("host") for row in rows})
+        text = f"{len(rows)} on {'GPUs' if kinds == ['cuda'] else ' and '.join(kinds)}"
+        text += f" of {hosts} hosts" if hosts > 1 else ""
+    return text + (f"; {restarts} restart{'s' * (restarts > 1)}" if restarts else "")
 
 
 def versions(run: RunRecord) -> list[tuple[str, str]]:

@@ -178,8 +178,41 @@ function showState(state) {
     const tab = document.querySelector(`[data-tab="${CSS.escape(name)}"] small`);
     if (tab && tab.textContent !== status) tab.textContent = status;
   }
+  showWorkers(state.workers);
   at("waits").hidden = !state.waiting_for;
   at("waits").textContent = state.waiting_for ? `Waiting for: ${state.waiting_for}` : "";
+}
+
+const PHASE_COLOURS = { sampling: 0, scoring: 1, training: 2, "weight sync": 3, other: 5, waiting: 7 };
+
+function showWorkers(panel) {
+  at("workers").hidden = !panel;
+  if (!panel) return;
+  at("workers-note").textContent = panel.note;
+  at("workers-note").className = panel.tone || "soft";
+  const phases = new Set(panel.rows.flatMap((row) => row.phases.map((phase) => phase.name)));
+  at("workers-phases").replaceChildren(
+    ...[...phases].map((name) => html("li", { class: `c${PHASE_COLOURS[name]}` }, undefined, name)),
+  );
+  at("workers-rows").replaceChildren(...panel.rows.map(workerRow));
+}
+
+function workerRow(worker) {
+  const row = html("tr", {});
+  const head = html("th", { scope: "row" }, row, worker.name);
+  html("small", { class: "soft" }, head, `${worker.location}, process ${worker.process}`);
+  html("td", {}, row, worker.verb || "–");
+  const words = worker.phases.map((phase) => `${phase.name} ${phase.seconds}`).join(", ");
+  const bar = svg("svg", { class: "phases", role: "img", "aria-label": words, preserveAspectRatio: "none" }, html("td", {}, row));
+  svg("title", {}, bar).textContent = words;
+  let left = 0;
+  for (const phase of worker.phases) {
+    svg("rect", { class: `c${PHASE_COLOURS[phase.name]}`, x: `${100 * left}%`, width: `${100 * phase.share}%`, height: "100%" }, bar);
+    left += phase.share;
+  }
+  for (const value of [worker.sampled, worker.trained, worker.memory]) html("td", { class: "num" }, row, value);
+  html("td", { class: `num ${worker.tone}` }, row, worker.heartbeat);
+  return row;
 }
 
 // ---- findings and interventions
