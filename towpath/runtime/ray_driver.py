@@ -5,6 +5,7 @@ lost, and may hang: neither touches the run's controller, which ends with this p
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -68,7 +69,7 @@ class Driver:
 
     def connect(self, address: str) -> dict[str, Any]:
         """Join the cluster as a driver; the address of its head, and whether it asks for a token."""
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="towpath")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="towpath")
         return {"head": ray.get_runtime_context().gcs_address, "authenticated": _is_authenticated()}
 
     def nodes(self) -> dict[str, Any]:
