@@ -22,7 +22,7 @@ from towpath.errors import RecipeError, ResourceError
 from towpath.recipe import Cluster, Model
 from towpath.recipe.reader import check
 from towpath.run import training
-from towpath.runtime import handshake, launch, versions
+from towpath.runtime import handshake, launch, remote, versions
 from towpath.runtime.group import Group
 from towpath.runtime.handshake import HandshakeFailed, call, send_json
 from towpath.runtime.interfaces import address_of, address_towards, interface_with
@@ -97,6 +97,16 @@ def test_a_long_hello_is_refused(listener):
     with pytest.raises(OSError):
         call(listener.address, TOKEN, hello, 5.0)
     assert listener.take(lambda hello: True, time.monotonic() + 0.2) is None
+
+
+def test_a_host_that_does_not_answer_is_lost(monkeypatch):
+    monkeypatch.setattr(remote, "LIMIT", 0.2)
+    one, other = socket.socketpair()
+    with one, other:
+        agent = Agent({"agent": {"host": "node-2"}, "slot": 0, "peer": "10.0.0.2"}, one)
+        agent.welcome()
+        assert agent.alive
+        assert not agent.answers() and not agent.alive
 
 
 # Recipe, tasks, interfaces

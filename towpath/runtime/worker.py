@@ -264,11 +264,11 @@ def _work(request: Mapping[str, Any], connect: Callable[[Mapping[str, Any]], soc
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the controller decides when a run stops
     connection = connect(request)
-    if connection.family == socket.AF_UNIX:  # another host has an environment of its own
+    on_one_host = connection.family == socket.AF_UNIX
+    if on_one_host:  # another host has an environment of its own
         os.environ.clear()
-    else:
-        _name_interface(connection)
     os.environ.update(request["environment"] | {"OMP_NUM_THREADS": str(request["threads"])})
+    _name_interface("127.0.0.1" if on_one_host else connection.getsockname()[0])
     from towpath import progress
     from towpath.runtime.channel import Channel
     from towpath.runtime.process import exempt_imports_from_gc, prepare_process
@@ -280,11 +280,12 @@ def _work(request: Mapping[str, Any], connect: Callable[[Mapping[str, Any]], soc
     Worker(channel, request["rank"], request["world"]).serve()
 
 
-def _name_interface(connection: socket.socket) -> None:
-    """Collectives go where the controller is reached, unless the host says otherwise."""
+def _name_interface(address: str) -> None:
+    """Collectives go where the controller is reached, unless the host says otherwise: a host's name, which they would
+    take, may stand for another network or for none."""
     from towpath.runtime.interfaces import interface_with
 
-    name = interface_with(connection.getsockname()[0])
+    name = interface_with(address)
     if name:
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)

@@ -5,6 +5,7 @@ Nothing waits without a limit: a worker that sends no heartbeat, or makes no pro
 
 import os
 import selectors
+import socket
 import time
 import uuid
 import weakref
@@ -103,8 +104,18 @@ class Workers:
         port = 0
         if self.count > 1:
             timeout = timedelta(seconds=self.timeout)
-            self._store = dist.TCPStore(self.launcher.address, 0, None, True, timeout, wait_for_workers=False)
-            port = self._store.port
+            # on this address alone: a store listens on all of a host's networks otherwise, and asks for no token
+            listener = socket.create_server((self.launcher.address, 0))
+            port = listener.getsockname()[1]
+            self._store = dist.TCPStore(
+                self.launcher.address,
+                port,
+                None,
+                True,
+                timeout,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
         shared = {
             "backend": "nccl" if self.devices[0].startswith("cuda") else "gloo",
             "address": self.launcher.address,
