@@ -55,7 +55,7 @@ class Launcher(Protocol):
 
 
 class WorkerFailed(RuntimeError):
-    """An exception of a worker, with its traceback."""
+    """An exception of a worker; its traceback is a note of this one."""
 
     errno: int | None = None
     """Of the worker's exception, such as that of a full disk."""
@@ -314,7 +314,8 @@ class Workers:
         if described["parts"] and isinstance(kind, type) and issubclass(kind, TowpathError):
             return kind(*described["parts"])
         where = f"worker {rank + 1} of {self.count} ({state.host}, {state.device})"
-        failed = WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+        failed = WorkerFailed(f"{where}: {described['type']}: {described['text']}")
+        failed.add_note(described["traceback"])
         failed.errno = described["errno"]
         return failed
 
