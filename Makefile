@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 RUN ?= runs/quickstart
 SETTINGS ?=
 
-.PHONY: setup system demo test check prove strength bench bench-data gpu clean
+.PHONY: setup system demo test check prove strength bench bench-data bench-workers gpu clean
 setup: $(V)/.ready
 
 # torch first: asked for by another package, a CPU machine would get gigabytes of CUDA libraries.
@@ -56,6 +56,7 @@ prove: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m proof
 	TOWPATH_FUZZ_CASES=3000 $(PY) -m pytest tests/test_api_fuzz.py
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.kills
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.kills --workers 2 --kills 50 --terms 5 --work .bench/kills-workers --json benchmarks/results/kills_workers.json
 	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name sqlite
 	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name postgresql --location postgresql
 	$(PY) -m benchmarks.malformed --json benchmarks/results/malformed.json
@@ -76,6 +77,10 @@ bench: setup .bench/trl110/.ready .bench/trl/.ready .bench/vllm/.ready
 bench-data: setup
 	$(PY) -m benchmarks.large_data --prompts 5000,50000,200000,1000000 --json benchmarks/results/large_data.json --svg docs/images/data-growth.svg
 	$(PY) -m benchmarks.large_labels --completions 10000,100000 --json benchmarks/results/large_labels.json
+
+# Several workers against one, alternating, and one worker against the run's own process: twenty minutes on two quiet cores.
+bench-workers: setup
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.workers --json benchmarks/results/workers.json
 
 # Correctness and speed of one GPU, at most ten minutes, without network or a model: benchmarks/results/gpu-cuda.json. It needs torch, transformers, safetensors,
 # numpy and pydantic only: make gpu PY=python3 takes them from another environment. Tried on a CPU: make gpu GPU='--tiny --device cpu'.

@@ -39,6 +39,56 @@ S = "towpath/store/"
 W = "towpath/web/"
 
 BREAKAGES = [
+    # workers
+    Breakage(
+        "gradients of other workers are left out",
+        "towpath/runtime/replica.py",
+        "        dist.all_reduce(flat)\n",
+        "",
+        "tests/test_group.py",
+    ),
+    Breakage(
+        "rows of a worker in reverse",
+        "towpath/runtime/group.py",
+        "row_index_B[part[0]] = np.arange(len(part[0]))",
+        "row_index_B[part[0]] = np.arange(len(part[0]))[::-1]",
+        "tests/test_group.py",
+    ),
+    Breakage(
+        "past of a critic counted by each worker",
+        "towpath/runtime/replica.py",
+        "decay if self.rank == 0 else 0.0",
+        "decay",
+        "tests/test_group.py",
+    ),
+    Breakage(
+        "slice of a checkpoint from the beginning",
+        "towpath/runtime/state_files.py",
+        "file.get_slice(key)[low - begin : high - begin]",
+        "file.get_slice(key)[0 : high - low]",
+        "tests/test_group.py",
+    ),
+    Breakage(
+        "divided gradients are halved",
+        "towpath/runtime/sharded.py",
+        "module.set_gradient_divide_factor(1.0)",
+        "module.set_gradient_divide_factor(2.0)",
+        "tests/test_group.py",
+    ),
+    Breakage(
+        "silence of a worker is not noticed",
+        "towpath/runtime/workers.py",
+        "self.states[rank].last_heard > self.timeout]",
+        "self.states[rank].last_heard > 100 * self.timeout]",
+        "tests/test_worker_faults.py",
+    ),
+    Breakage(
+        "messages without a checksum",
+        "towpath/runtime/channel.py",
+        "if zlib.crc32(header) != checksum:",
+        "if False:",
+        "tests/test_wire.py",
+    ),
     # algos
     Breakage(
         "prompts of another length aligned at the left",

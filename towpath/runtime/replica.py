@@ -132,11 +132,11 @@ class Replica(Local):
         rows_NF, target_N = self._rows_to_fit(ridge, features, target)
         candidates = self._candidates(ridge)
         # the past is in the sums of every worker, and must be in the total once
-        ridge.add(rows_NF, target_N, decay if dist.get_rank() == 0 else 0.0, candidates)
+        ridge.add(rows_NF, target_N, decay if self.rank == 0 else 0.0, candidates)
         for sums in ridge.sums:
             dist.all_reduce(sums)
             self.usage.collective_bytes += sums.nbytes
-        if dist.get_rank() == 0:
+        if self.rank == 0:
             ridge.solve(choose=candidates is not None)
         for parameter in (ridge.head.weight, ridge.head.bias):
             dist.broadcast(parameter.data, 0)

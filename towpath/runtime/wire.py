@@ -121,7 +121,7 @@ def decode(header: bytes, arrays: memoryview) -> Any:
     try:
         content = json.loads(header)
         return _Decoder(arrays, content["bytes"]).decode(content["message"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise MessageError(f"not a message: {header[:60]!r}") from error
 
 
