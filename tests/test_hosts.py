@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 
 import towpath as tp
 from towpath.errors import RecipeError, ResourceError
-from towpath.recipe import Cluster
+from towpath.recipe import Cluster, Model
 from towpath.recipe.reader import check
 from towpath.run import training
 from towpath.runtime import handshake, launch, versions
 from towpath.runtime.group import Group
 from towpath.runtime.handshake import HandshakeFailed, call, send_json
 from towpath.runtime.interfaces import address_of, address_towards, interface_with
-from towpath.runtime.launchers import close_workers
+from towpath.runtime.launchers import close_workers, open_workers
 from towpath.runtime.present_task import launcher_of, present_task
 from towpath.runtime.remote import Agent, Listener, Remote
 from towpath.runtime.workers import Workers, shared_workers
@@ -277,6 +277,42 @@ def test_torchrun_on_two_nodes_gives_the_bits_of_four_workers(tmp_path):
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
+def start_task(rank: int, run: Path) -> "subprocess.Popen[bytes]":
+    """`towpath stage sft` as one of two tasks of this host."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOWPATH_CHECKPOINT_SECONDS": "0"}
+    environment |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "towpath", *stage(run)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.proof
+def test_tasks_end_with_a_killed_controller_and_the_next_one_resumes(tmp_path):
+    for name in ("undisturbed", "run"):
+        assert towpath("new", tmp_path / name, "--recipe", "tiny").returncode == 0
+    two = ["--set", "cluster.workers=2"]
+    assert towpath(*stage(tmp_path / "undisturbed", *two), OMP_NUM_THREADS="1").returncode == 0
+    tasks = [start_task(rank, tmp_path / "run") for rank in range(2)]
+    while not list((tmp_path / "run").glob("stages/sft/*/checkpoints/step_*")):
+        assert [task.poll() for task in tasks] == [None, None]
+        time.sleep(0.05)
+    tasks[0].kill()
+    assert [task.wait(30) for task in tasks] == [-9, 1]
+    assert (tmp_path / "run" / ".cluster.json").exists()  # of a controller that is lost: the next one replaces it
+    late = start_task(1, tmp_path / "run")
+    time.sleep(8)  # it meets the old file first
+    tasks = [start_task(0, tmp_path / "run"), late]
+    assert [task.wait(120) for task in tasks] == [0, 0]
+    one, other = (
+        load_file(next((tmp_path / name).glob("stages/sft/*/weights/model.safetensors")))
+        for name in ("undisturbed", "run")
+    )
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
 # Ray
 
 
@@ -297,7 +333,7 @@ class At:
             function()
 
 
-def train(folder: Path, cluster: dict, callbacks=(), **settings) -> training.Trained:
+def train(folder: Path, cluster: dict, callbacks=(), close: bool = True, **settings) -> training.Trained:
     try:
         return tp.train(
             "ppo",
@@ -315,7 +351,7 @@ def train(folder: Path, cluster: dict, callbacks=(), **settings) -> training.Tra
             **{"steps": 4, "dtype": "float32"} | settings,
         )
     finally:
-        if cluster:
+        if cluster and close:
             close_workers()
 
 
@@ -353,11 +389,16 @@ def test_a_run_continues_on_fewer_nodes(checkpoint_each_step, tmp_path, capsys, 
     monkeypatch.setattr(launch, "dtype_named", lambda name, device: torch.float64)
     undisturbed = train(tmp_path / "group", {"workers": 3})
     with RayNodes(3) as nodes:
-        trained = train(
-            tmp_path / "ray",
-            {"nodes": "2-3", "address": nodes.address},
-            callbacks=[At(1, lambda: nodes.change("remove"))],
-        )
+        cluster = {"nodes": "2-3", "address": nodes.address}
+        remove = At(1, lambda: nodes.change("remove"))
+        trained = train(tmp_path / "ray", cluster, callbacks=[remove], close=False)
+        settings = Cluster(threads=1, **cluster)
+        assert (on_two := open_workers(Model(source="tiny"), settings)) and on_two.count == 2
+        nodes.change("add")
+        time.sleep(3)  # until Ray shows it
+        assert (on_three := open_workers(Model(source="tiny"), settings)) and on_three.count == 3
+        assert not on_two.alive and len(on_three.ask("memory", [{}] * 3)) == 3
+        close_workers()
     assert "continues on 2 nodes (3 before)" in capsys.readouterr().err
     for key, tensor in weights(undisturbed).items():
         difference = float((weights(trained)[key] - tensor).abs().max())
@@ -376,8 +417,8 @@ def test_nodes_that_are_short_are_named(tmp_path):
 
 @needs_ray
 @pytest.mark.slow
-def test_no_ray_cluster_is_an_error():
+def test_no_ray_cluster_is_an_error(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(ResourceError, match=rf"cluster.address = '127.0.0.1:{port}': no Ray cluster"):
-        train(Path("unused"), {"nodes": 2, "address": f"127.0.0.1:{port}"})
+        train(tmp_path, {"nodes": 2, "address": f"127.0.0.1:{port}"})

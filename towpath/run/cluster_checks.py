@@ -44,7 +44,7 @@ def check_cluster(recipe: Recipe, run: Path, model_folder: Path) -> Iterator[Fin
     """Start the workers and try their connections, before a model is loaded; nothing where the run needs none."""
     if launcher_of(recipe.cluster) == "processes" and not _wants_processes(recipe.cluster):
         return
-    from towpath.runtime.launchers import open_workers
+    from towpath.runtime.launchers import is_open, open_workers
 
     try:
         workers = open_workers(recipe.model, recipe.cluster)
@@ -61,6 +61,10 @@ def check_cluster(recipe: Recipe, run: Path, model_folder: Path) -> Iterator[Fin
     counts = ", ".join(f"{count} on {host}" for host, count in Counter(hosts).items())
     evidence = f"{workers.count} workers: {counts}; 64 KiB added over all of them in {seconds:.2g} s"
     yield Finding("cluster", "info", evidence, "", "")
+    if is_open():
+        cause = "anyone who reaches the ports of the cluster can run programs on its nodes"
+        fix = "`ray get-auth-token --generate`, and start Ray with RAY_AUTH_MODE=token on every node (docs/cluster.md)"
+        yield Finding("cluster", "warning", "the Ray cluster asks for no token", cause, fix)
     yield from _check_folders(replies, run, model_folder)
 
 

@@ -49,8 +49,8 @@ def main() -> None:
     if os.environ.get(rendezvous.CHILD):
         worker.die_with_parent()
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA must not be in use before a fork
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the controller decides when a run stops
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the controller gets it, too, and decides when a run stops
     wait = float(os.environ.get(rendezvous.WAIT, "300"))
     code = 1
     while True:

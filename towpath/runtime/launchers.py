@@ -56,6 +56,11 @@ def open_workers(model: Model, cluster: Cluster) -> Workers | None:
     return shared_workers(devices, threads, cluster.timeout, lambda: Remote(hosts.listener, owners), key)
 
 
+def is_open() -> bool:
+    """Whether strangers can start programs where the workers run."""
+    return any(hosts.is_open for (_, process), hosts in _hosts.items() if process == os.getpid())
+
+
 def worker_devices(model: Model, cluster: Cluster) -> list[str]:
     """The device of each worker process of this host; none where this process does the work itself."""
     gpus = 0 if model.is_on_cpu else visible_gpus()

@@ -5,6 +5,7 @@ lost, and may hang: neither touches the run's controller, which ends with this p
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -67,9 +68,9 @@ class Driver:
         self.actors: list[Any] = []
 
     def connect(self, address: str) -> dict[str, Any]:
-        """Join the cluster as a driver; the address of its head."""
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="towpath")
-        return {"head": ray.get_runtime_context().gcs_address, "version": ray.__version__}
+        """Join the cluster as a driver; the address of its head, and whether it asks for a token."""
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="towpath")
+        return {"head": ray.get_runtime_context().gcs_address, "authenticated": _is_authenticated()}
 
     def nodes(self) -> dict[str, Any]:
         """The nodes that live, with what they have and what of it is free."""
@@ -123,6 +124,15 @@ class Driver:
             remove_placement_group(self.group)
             self.group = None
         return {}
+
+
+def _is_authenticated() -> bool:
+    """Whether Ray asks for a token, which it can since 2.52."""
+    try:
+        from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    except ImportError:
+        return os.environ.get("RAY_AUTH_MODE") == "token"
+    return bool(is_token_auth_enabled())
 
 
 def _amounts(resources: Mapping[str, float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from towpath.runtime.remote import Agent, Listener
 from towpath.runtime.versions import require_same
 
 CONNECT_SECONDS = 120.0
-POLL_SECONDS = 1.0
+SETTLE_SECONDS = 5.0
 SPARE_SECONDS = 20.0
 """Time that a placement on more nodes than the fewest may take: a node may be lost that Ray still lists."""
 
@@ -50,10 +50,12 @@ class RayDriver:
         )
         self._unread = b""
         try:
-            self.head = str(self.ask("connect", CONNECT_SECONDS, address=address)["head"])
+            reply = self.ask("connect", CONNECT_SECONDS, address=address)
         except ResourceError as error:
             self.close()
             raise _no_cluster(address, error.value) from error
+        self.head = str(reply["head"])
+        self.authenticated = bool(reply["authenticated"])
 
     def ask(self, method: str, limit: float, **arguments: Any) -> dict[str, Any]:
         """A reply within a limit."""
@@ -131,6 +133,11 @@ class RayHosts:
         self.listener = Listener(own, 0, self.token)
         self.agents: list[Agent] = []
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anyone who reaches the cluster's ports can run programs there."""
+        return not self.driver.authenticated
+
     def gather(self, on_change: Callable[[], None]) -> list[Agent]:
         """An agent on each node, on as many as there are up to `nodes`; `on_change` is called before they change."""
         low, high = self.cluster.node_range
@@ -178,13 +185,20 @@ class RayHosts:
             if node["id"] in mine or all(node["free"][name] >= count for name, count in bundle.items())
         ]
 
+    def _count_usable(self, high: int) -> int:
+        """How many nodes are usable, after a moment in which Ray learns what was released or added."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (usable := len(self._usable())) < high and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return usable
+
     def _reserve(self, low: int, high: int) -> list[dict[str, Any]]:
         """Versions of the nodes on which bundles are reserved, this host's own first."""
         self.driver.ask("release", 30.0)
         deadline = time.monotonic() + self.cluster.wait
         waiting = False
         while True:
-            usable = len(self._usable())
+            usable = self._count_usable(high)
             count = max(low, min(high, usable))
             if usable < low and not waiting:
                 waiting = True

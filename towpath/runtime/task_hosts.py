@@ -35,6 +35,8 @@ NOTE_SECONDS = 10.0
 class TaskHosts:
     """The agents of all tasks, as the first one sees them."""
 
+    is_open = False
+
     def __init__(self, cluster: Cluster, run: Path) -> None:
         self.cluster = cluster
         self.task = require_task(cluster)

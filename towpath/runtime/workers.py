@@ -8,6 +8,7 @@ import selectors
 import time
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -89,6 +90,11 @@ class Workers:
     def alive(self) -> bool:
         """Whether the group can be asked."""
         return self.lost is None and self.launcher.alive
+
+    def device_shares(self) -> list[int]:
+        """For each worker how many use its device."""
+        used = Counter((state.host, state.device) for state in self.states)
+        return [used[state.host, state.device] for state in self.states]
 
     # Beginning and end
 
