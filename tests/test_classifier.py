@@ -12,7 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from towpath.data.classifier_format import ClassifierFormat
 from towpath.errors import ModelError
 from towpath.models.classifier import Classifier
+from towpath.recipe import Cluster, Model
 from towpath.records import Message
+from towpath.runtime.launch import launch, launch_classifier
 
 ASKED = (Message("user", "How do I boil an egg?"),)
 EARLIER = (
@@ -119,3 +121,27 @@ def test_a_system_prompt_reaches_templates_that_have_none(tmp_path: Path) -> Non
     form = ClassifierFormat(tokenizer)
     ids = form.encode((Message("system", "Be brief."), *ASKED), "Six minutes.").ids
     assert "Be brief.\n\nHow do I boil an egg?" in tokenizer.decode(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Bert", "Qwen2"])
+def test_workers_give_the_same_scores(tmp_path: Path, family: str) -> None:
+    folder = make_classifier(tmp_path, family, template=FAMILIES[family], max_position_embeddings=96)
+    conversations = [ASKED, EARLIER, ASKED, ASKED, EARLIER] * 3
+    answers = [f"{answer} {number}" for number, answer in enumerate((*ANSWERS, "Yes. " * 40, "!") * 3)]
+    model = Model(dtype="float32", device="cpu")
+    scores = []
+    counts = []
+    for workers in (1, 2):
+        cluster = Cluster(workers=workers, threads=1) if workers > 1 else Cluster()
+        runtime = launch(model, 0, training=False, cluster=cluster)
+        classifier = launch_classifier(runtime, model, str(folder))
+        scores.append(classifier.score(conversations, answers))
+        counts.append((classifier.scored, classifier.truncated))
+        assert classifier.score([], []) == []
+    assert scores[1] == pytest.approx(scores[0], abs=2e-5)
+    assert counts[0] == counts[1] and counts[0][0] == 15 and counts[0][1] > 0
+    assert len(set(scores[1])) == 15
+    assert all(state.seconds["score_here"] > 0 for state in runtime.worker_states())
+    with pytest.raises(ModelError, match="no label 'other'"):
+        launch_classifier(runtime, model, f"{folder}#other")

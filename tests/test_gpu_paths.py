@@ -379,7 +379,8 @@ def test_runtime_plans_its_passes_by_the_free_memory(tiny_folder, monkeypatch):
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _device: 2 * GIB)
     plan = memory_plan.tokens_per_pass
 
-    def on_a_gpu(trunks, trained, copies, checkpointing, _device):
+    def on_a_gpu(trunks, trained, copies, checkpointing, _device, share):
+        assert share == 1
         assert copies == 2 * sum(
             weight.numel() for trunk in trunks.values() for weight in trunk.parameters()
         ) - 2 * sum(weight.numel() for weight in trained)
@@ -514,6 +515,12 @@ def test_plan_of_passes_counts_optimizer_copies_and_a_head_that_trains(monkeypat
     optimizer = sum(weight.numel() for weight in body) * memory_plan.OPTIMIZER_BYTES
     assert abs((small - plan(body)) * per_token - pass_memory.USED * optimizer) < 1024 * 2 * per_token
     assert plan([adapter], checkpointing=True) > small
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (40 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 5 * GIB)
+    # two workers: each has half of the GPU, of which 5 GiB are taken; four have a quarter
+    cuda = torch.device("cuda")
+    assert [memory_plan.room_on(cuda, share) // GIB for share in (1, 2, 4)] == [40, 35, 15]
+    assert memory_plan.tokens_per_pass({"base": model}, [adapter], 0, False, cuda, 4) < small
     assert memory_plan.tokens_per_pass({"base": model}, [adapter], 0, False, torch.device("cpu")) == 1024
 
 
@@ -540,5 +547,7 @@ def test_check_compares_weights_and_optimizer_with_the_memory_of_the_gpu(monkeyp
         monkeypatch.setattr(process, "gpu_memory", lambda free=free: free)
         (finding,) = gpu_checks.check_gpu_memory(recipe, needed, "1,000 M parameters")
         severities.append(finding.severity)
+    (finding_of_two,) = gpu_checks.check_gpu_memory(recipe, needed // 3, "1,000 M parameters", 2)
+    assert finding_of_two.severity == "error" and "5.0 GB free on the GPU for each of 2" in finding_of_two.evidence
     assert severities == ["info", "error"] and "18.0 GB besides passes, 10.0 GB free" in finding.evidence
     assert gpu_checks.uses_gpu(recipe) and not gpu_checks.uses_gpu(check(Recipe, {}, "test"))

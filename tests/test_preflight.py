@@ -21,7 +21,8 @@ from towpath.models import base, memory
 from towpath.recipe import Data, Recipe
 from towpath.recipe.reader import check, override
 from towpath.records import Demonstration, Finding, Prompt
-from towpath.run import engine_checks, model_checks, preflight, sizes
+from towpath.run import cluster_checks, engine_checks, model_checks, preflight, sizes, worker_plan
+from towpath.runtime import launchers, process
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -453,6 +454,53 @@ def test_the_memory_of_a_named_reward_model_is_checked(tmp_path: Path) -> None:
     recipe = recipe_with(reward__base=base.find("tiny"))
     finding = find_one(preflight.check(recipe, tmp_path, Corpus(()), None, parameters=10**6), "memory", "info")
     assert "M of other reward models" in finding.cause
+
+
+def test_workers_must_fit_the_machine_together(run: Path, corpus: Corpus, chat: Chat, monkeypatch) -> None:
+    recipe = recipe_with(model__device="cpu", cluster__workers=3, cluster__timeout=30)
+    needed = sizes.memory_needed(recipe, sizes.model_size(Path(chat.tokenizer.name_or_path)))
+    monkeypatch.setattr(cluster_checks, "check_cluster", lambda *_: [])
+    severities = []
+    for available in (3 * needed, 3 * needed - 1):
+        monkeypatch.setattr(preflight, "memory_available", lambda available=available: available)
+        (finding,) = [one for one in preflight.check(recipe, run, corpus, chat) if one.code == "memory"]
+        severities.append(finding.severity)
+    assert severities == ["info", "error"]
+    assert "for each of 3 workers" in finding.evidence and "set cluster.workers to 2" in finding.remedy
+
+
+def test_memory_of_a_worker_adds_up_and_is_divided(tmp_path: Path, monkeypatch) -> None:
+    folder = Path(base.find("tiny"))
+    size = sizes.model_size(folder)
+    full = dict.fromkeys(("sft__method", "reward__method", "policy__method"), "full")
+    for values in ({}, full):
+        recipe = recipe_with(model__device="cpu", cluster__workers=2, **values)
+        whole = worker_plan.plan_workers(recipe, folder, size, None, 0)
+        assert whole.placement.devices == ("cpu", "cpu") and whole.placement.shard == "replicate"
+        logits = 8 * sizes.TOKENS_PER_PASS * size.vocabulary
+        largest = max(stage.total - (stage.activations or 0) for stage in whole.stages.values())
+        assert largest == sizes.memory_needed(recipe, size) - logits
+        fsdp = recipe_with(model__device="cpu", cluster__workers=2, cluster__shard="fsdp", **values)
+        parts = worker_plan.plan_workers(fsdp, folder, size, None, 0)
+        for name, stage in parts.stages.items():
+            before = whole.stages[name]
+            assert stage.activations == before.activations
+            assert stage.weights < before.weights
+            # adapters are whole on each worker
+            assert stage.optimizer == (-(-before.optimizer // 2) if values else before.optimizer)
+    assert "shard fsdp" in worker_plan.worker_lines(parts)[0]
+    monkeypatch.setattr(launchers, "visible_gpus", lambda: 2)
+    monkeypatch.setattr(process, "describe_gpu", lambda: "a GPU")
+    size = sizes.Size(parameters=10**9, lora_sides=10**6, vocabulary=1000)
+    resolved = {}
+    for capacity in (36 * 10**9, 37 * 10**9):
+        monkeypatch.setattr(process, "gpu_capacity", lambda capacity=capacity: capacity)
+        recipe = recipe_with(model__device="cuda", cluster__workers=4, **full)
+        resolved[capacity] = worker_plan.place_workers(recipe, size)
+    # 22 GB of weights and optimizer are more than 60 % of the one and less than 60 % of the other
+    assert [one.shard for one in resolved.values()] == ["fsdp", "replicate"]
+    assert resolved[36 * 10**9].devices == ("cuda:0", "cuda:1", "cuda:0", "cuda:1")
+    assert resolved[36 * 10**9].device_share == 2 and resolved[36 * 10**9].parts == 4
 
 
 def test_several_errors_are_raised_as_one() -> None:

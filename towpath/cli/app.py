@@ -123,12 +123,15 @@ def data(
 
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
-    """Estimate what labels and evaluation cost in hours, days and dollars of people and judge, and what is spent."""
+    """Estimate what labels and evaluation cost in hours, days and dollars of people and judge, what is spent, and the
+    workers and their memory."""
     from towpath.data.data_summary import UNREAD
     from towpath.errors import DataError
     from towpath.run.loading import recorded_summary
     from towpath.run.plan import as_json as plan_json
     from towpath.run.plan import plan_labels, plan_lines
+    from towpath.run.worker_plan import as_json as workers_json
+    from towpath.run.worker_plan import plan_of_run, worker_lines
 
     settings, opened = open_store(run, set_)
     data = recorded_summary(settings, run)
@@ -138,7 +141,11 @@ def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
         estimate = plan_labels(settings, run, data, store)
     if data.note:
         print_status(f"note: {data.note}")
-    print_output(json.dumps(plan_json(estimate), indent=1) if as_json else plan_lines(estimate))
+    workers = plan_of_run(settings, run)
+    if as_json:
+        print_output(json.dumps(plan_json(estimate) | {"cluster": workers_json(workers)}, indent=1))
+        return
+    print_output("\n".join([plan_lines(estimate), *worker_lines(workers)]))
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")

@@ -4,7 +4,7 @@ own tokenizer and its own format of a conversation.
 B rows, S tokens of the longest row of a pass, K labels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from towpath.data.classifier_format import ClassifierFormat
+from towpath.data.classifier_format import ClassifierFormat, Encoded
 from towpath.errors import ModelError
 from towpath.models import base, files
 from towpath.models.attention_choice import register
@@ -53,24 +53,32 @@ class Classifier:
         self._label = _label_index(folder, config, label)
         tokenizer = base.load_tokenizer(folder)
         self.format = ClassifierFormat(tokenizer, template, _limit(config, tokenizer))
+        self.load(folder, dtype, device)
+
+    def load(self, folder: str, dtype: torch.dtype, device: torch.device) -> None:
+        """Load the weights."""
         self.model = load_classifier(folder, dtype, None, device, self.format.pad)
 
-    @torch.inference_mode()
     def score(self, conversations: Conversations, answers: Sequence[str], what: str = "reward model") -> list[float]:
         """One score for each answer to a conversation, in their order."""
         rows = [self.format.encode(messages, answer) for messages, answer in zip(conversations, answers, strict=True)]
         self.scored += len(rows)
         self.truncated += sum(row.truncated for row in rows)
+        with progress(f"scoring by {what}", sum(len(row.ids) for row in rows), "tokens") as work:
+            return self.score_rows(rows, work.advance)
+
+    @torch.inference_mode()
+    def score_rows(self, rows: Sequence[Encoded], count: Callable[[int], None]) -> list[float]:
+        """One score for each row, in their order; `count` is told tokens as they are done."""
         scores = [0.0] * len(rows)
         lengths = [len(row.ids) for row in rows]
-        with progress(f"scoring by {what}", sum(lengths), "tokens") as work:
-            for part in _by_length(lengths, self.tokens):
-                ids_BS, mask_BS = self._padded([rows[i].ids for i in part])
-                more = {"token_type_ids": self._padded([rows[i].types for i in part], 0)[0]} if rows[0].types else {}
-                logits_BK = self.model(input_ids=ids_BS, attention_mask=mask_BS, **more).logits.float()
-                for index, score in zip(part, self._scores(logits_BK).tolist(), strict=True):
-                    scores[index] = score
-                work.advance(sum(lengths[i] for i in part))
+        for part in _by_length(lengths, self.tokens):
+            ids_BS, mask_BS = self._padded([rows[i].ids for i in part])
+            more = {"token_type_ids": self._padded([rows[i].types for i in part], 0)[0]} if rows[0].types else {}
+            logits_BK = self.model(input_ids=ids_BS, attention_mask=mask_BS, **more).logits.float()
+            for index, score in zip(part, self._scores(logits_BK).tolist(), strict=True):
+                scores[index] = score
+            count(sum(lengths[i] for i in part))
         return scores
 
     def _padded(self, rows: Sequence[Sequence[int]], fill: int | None = None) -> tuple[Tensor, Tensor]:

@@ -13,19 +13,22 @@ def uses_gpu(recipe: Recipe) -> bool:
     return not recipe.model.is_on_cpu and device_named(recipe.model.device).type == "cuda"
 
 
-def check_gpu_memory(recipe: Recipe, needed: int, parameters: str) -> Iterator[Finding]:
-    """Whether weights and optimizer fit the GPU; passes take what is left."""
+def check_gpu_memory(recipe: Recipe, needed: int, parameters: str, share: int = 1) -> Iterator[Finding]:
+    """Whether weights and optimizer fit the GPU, or a worker's share of one that several use; passes take what is
+    left."""
     from towpath.runtime.process import describe_gpu, gpu_memory
 
     if describe_gpu() is None:
         return
-    free = gpu_memory()
+    free = gpu_memory() // share
     evidence = f"about {needed / 1e9:,.1f} GB besides passes, {free / 1e9:,.1f} GB free on the GPU"
+    evidence += f" for each of {share} workers" if share > 1 else ""
     cause = f"weights, gradients and optimizer of {parameters}"
     if needed <= free:
         yield Finding("memory", "info", evidence, cause)
         return
     fix = "use LoRA or a smaller model, or model.quantize = '4bit', or free the GPU"
+    fix += ", or lower cluster.workers" if share > 1 else ""
     yield Finding("memory", "error", evidence, cause, fix)
 
 

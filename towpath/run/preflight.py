@@ -25,7 +25,8 @@ from towpath.rewards import sources
 from towpath.run import cluster_checks, engine_checks, judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
 from towpath.run.gpu_checks import check_gpu, check_gpu_memory, uses_gpu
-from towpath.run.sizes import Size, disk_needed, gpu_memory_needed, memory_needed
+from towpath.run.sizes import Size, disk_needed, gigabytes, gpu_memory_needed, memory_needed
+from towpath.run.worker_plan import place_workers
 
 ENOUGH_PROMPTS = 200
 ENOUGH_PAIRS = 50
@@ -399,35 +400,39 @@ def _check_resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
         parameters += f", and {others / 1e6:,.1f} M of other reward models"
     disk = disk_needed(recipe, size, reward)
     findings = [_check_disk(recipe, run, disk, parameters)]
+    placement = place_workers(recipe, size, reward, classifiers)
     if uses_gpu(recipe):
-        return [*findings, *check_gpu_memory(recipe, gpu_memory_needed(recipe, size, reward, classifiers), parameters)]
-    memory = memory_needed(recipe, size, reward, classifiers)
-    return [*findings, *_check_memory(recipe, memory, parameters)]
+        needed = gpu_memory_needed(recipe, size, reward, classifiers, placement.parts)
+        return [*findings, *check_gpu_memory(recipe, needed, parameters, placement.device_share)]
+    memory = memory_needed(recipe, size, reward, classifiers, placement.parts)
+    return [*findings, *_check_memory(recipe, memory, parameters, len(placement.devices))]
 
 
 def _check_disk(recipe: Recipe, run: Path, needed: int, parameters: str) -> Finding:
     folder = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
     free = shutil.disk_usage(folder).free
     used = sum(path.stat().st_size for path in (run / "stages").rglob("*") if path.is_file())
-    evidence = f"about {_gb(needed)} in all, {_gb(used)} there already, {_gb(free)} free at {folder}"
+    evidence = f"about {gigabytes(needed)} in all, {gigabytes(used)} there already, {gigabytes(free)} free at {folder}"
     cause = f"weights in float32 and three checkpoints a stage, {parameters}, {recipe.rounds} round(s)"
     if needed - used > free:
         return Finding("disk", "error", evidence, cause, "free space, or use LoRA")
     return Finding("disk", "info", evidence, cause, "")
 
 
-def _check_memory(recipe: Recipe, needed: int, parameters: str) -> Iterator[Finding]:
+def _check_memory(recipe: Recipe, needed: int, parameters: str, workers: int = 1) -> Iterator[Finding]:
+    """Whether all workers fit this machine together."""
     available = memory_available()
     if available is None:
         return
-    evidence = f"about {_gb(needed)} besides activations, {_gb(available)} available"
+    each = f" for each of {workers} workers" if workers > 1 else ""
+    evidence = f"about {gigabytes(needed)} besides activations{each}, {gigabytes(available)} available"
     cause = f"weights, gradients, optimizer and logits of {parameters}"
-    if needed <= available:
+    if workers * needed <= available:
         yield Finding("memory", "info", evidence, cause, "")
         return
     severity: Severity = "error" if recipe.model.is_on_cpu else "warning"
-    yield Finding("memory", severity, evidence, cause, "use LoRA, a smaller model or fewer tokens_per_pass")
-
-
-def _gb(amount: int) -> str:
-    return f"{amount / 1e9:,.1f} GB" if amount >= 1e9 else f"{amount / 1e6:,.0f} MB"
+    fix = "use LoRA, a smaller model or fewer tokens_per_pass"
+    if workers > 1:
+        fits = max(1, available // max(1, needed))
+        fix = f"set cluster.workers to {fits}, or cluster.shard = 'fsdp', which divides models over workers; or {fix}"
+    yield Finding("memory", severity, evidence, cause, fix)

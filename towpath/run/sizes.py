@@ -49,6 +49,11 @@ def model_size(folder: Path) -> Size:
     return Size(parameters or None, sum(map(sum, adapted)) or None, context or None, config.get("vocab_size") or 0)
 
 
+def gigabytes(amount: int) -> str:
+    """Bytes as GB or MB."""
+    return f"{amount / 1e9:,.1f} GB" if amount >= 1e9 else f"{amount / 1e6:,.0f} MB"
+
+
 def disk_needed(recipe: Recipe, size: Size, reward: Size | None = None) -> int:
     """Bytes of the weights that stages leave, and of three checkpoints each: two kept, one being written. `reward` is
     the size of the model that the reward model begins with, if that is not the tuned model."""
@@ -59,33 +64,60 @@ def disk_needed(recipe: Recipe, size: Size, reward: Size | None = None) -> int:
     return BYTES * saved + 3 * 16 * (sft + recipe.rounds * (scorer + policy))
 
 
-def memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0) -> int:
+def memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0, parts: int = 1) -> int:
     """Bytes of the largest stage on a CPU: copies of the weights, trained parameters, and the logits of one pass.
-    `reward` is as above; `classifiers` are the parameters of the reward models that the policy's rewards name."""
-    weights = _largest_stage(recipe, size, reward, classifiers, BYTES, BYTES * TRAINING_COPIES)
+    `reward` is as above; `classifiers` are the parameters of the reward models that the policy's rewards name; `parts`
+    is the number of workers that models are divided over."""
+    weights = _largest_stage(recipe, size, reward, classifiers, BYTES, BYTES * TRAINING_COPIES, parts)
     return weights + 8 * _tokens_per_pass(recipe) * size.vocabulary
 
 
-def gpu_memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0) -> int:
+def gpu_memory_needed(
+    recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0, parts: int = 1
+) -> int:
     """Bytes of the largest stage on a GPU, besides its passes."""
-    return _largest_stage(recipe, size, reward, classifiers, *GPU_BYTES)
+    return _largest_stage(recipe, size, reward, classifiers, *GPU_BYTES, parts)
 
 
-def _largest_stage(recipe: Recipe, size: Size, reward: Size | None, classifiers: int, frozen: int, trained: int) -> int:
-    """Bytes of the weights of the largest stage, by those of a frozen and of a trained parameter."""
+@dataclass(frozen=True)
+class StageParameters:
+    """Parameters that a stage has in memory."""
+
+    frozen: int
+    trained: int
+    full: bool
+    """Whether whole weights are trained, which several workers divide; adapters are whole on each."""
+
+    def bytes(self, frozen: int, trained: int, parts: int = 1) -> int:
+        """By those of a frozen and of a trained parameter, where models are divided into parts."""
+        shared = frozen * self.frozen + (trained * self.trained if self.full else 0)
+        return -(-shared // parts) + (0 if self.full else trained * self.trained)
+
+
+def stage_parameters(
+    recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0
+) -> dict[str, StageParameters]:
+    """The parameters of each stage that trains."""
     total = size.parameters or 0
     scorer_total = (reward or size).parameters or 0
-    sft, scorer, policy = (trained * count for count in _trained_parameters(recipe, size, reward))
-    # Of a model that is trained whole, the weights are among the trained parameters.
-    if recipe.sft.method == "lora":
-        sft += frozen * 2 * total
-    scorers = scorer_total
-    if recipe.reward.method == "full" and recipe.reward.is_trained:
-        scorers *= recipe.reward.ensemble_size
-    else:
-        scorer += frozen * scorer_total
-    policy += frozen * (scorers + classifiers + total * (2 if recipe.policy.method == "lora" else 1))
-    return max(sft, scorer, policy)
+    sft, scorer, policy = _trained_parameters(recipe, size, reward)
+    trains_reward = recipe.reward.method == "full" and recipe.reward.is_trained
+    # of a model that is trained whole, the weights are among the trained parameters
+    scorers = scorer_total * (recipe.reward.ensemble_size if trains_reward else 1)
+    own = total * (2 if recipe.policy.method == "lora" else 1)
+    return {
+        "sft": StageParameters(2 * total if recipe.sft.method == "lora" else 0, sft, recipe.sft.method == "full"),
+        "reward": StageParameters(0 if trains_reward else scorer_total, scorer, trains_reward),
+        "policy": StageParameters(scorers + classifiers + own, policy, recipe.policy.method == "full"),
+    }
+
+
+def _largest_stage(
+    recipe: Recipe, size: Size, reward: Size | None, classifiers: int, frozen: int, trained: int, parts: int
+) -> int:
+    """Bytes of the weights of the largest stage, by those of a frozen and of a trained parameter."""
+    stages = stage_parameters(recipe, size, reward, classifiers).values()
+    return max(stage.bytes(frozen, trained, parts) for stage in stages)
 
 
 def _tokens_per_pass(recipe: Recipe) -> int:

@@ -89,9 +89,16 @@ class Group:
                     f"weights take {needed / 2**30:.0f} GiB of {room / 2**30:.0f} GiB a GPU: they are divided over "
                     f"{self.workers.count} workers"
                 )
-        settings = {**self._settings, "sharded": self._sharded}
-        arguments = {"runtime": self._number, "model": self._model, "settings": settings}
-        self.workers.ask("launch", [arguments] * self.workers.count)
+        shares = self.workers.device_shares()
+        by_share = {
+            share: {
+                "runtime": self._number,
+                "model": self._model,
+                "settings": {**self._settings, "sharded": self._sharded, "device_share": share},
+            }
+            for share in set(shares)
+        }
+        self.workers.ask("launch", [by_share[share] for share in shares])
 
     # Asking workers
 

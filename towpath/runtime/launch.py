@@ -10,6 +10,7 @@ from towpath.models.locate import find
 from towpath.recipe import Cluster, Compile, Model
 from towpath.runtime.contract import Runtime
 from towpath.runtime.group import Group
+from towpath.runtime.group_classifier import GroupClassifier
 from towpath.runtime.launchers import open_workers
 from towpath.runtime.local import PACK_WIDTH, Local
 from towpath.runtime.memory_plan import of_classifier
@@ -51,11 +52,22 @@ def local(
 
 
 def launch_classifier(
-    model: Model, source: str, run: Path | None = None, template: str = "model", key: str = "policy.rewards"
+    runtime: Runtime,
+    model: Model,
+    source: str,
+    run: Path | None = None,
+    template: str = "model",
+    key: str = "policy.rewards",
 ) -> Classifier:
-    """The reward model from elsewhere that MODEL or MODEL#LABEL names, on the recipe's device and in its precision."""
+    """The reward model from elsewhere that MODEL or MODEL#LABEL names, where the runtime computes and in the recipe's
+    precision."""
     name, label = split_label(source)
+    folder = find(name, run, key)
+    if isinstance(runtime, Group):
+        device = torch.device(runtime.workers.devices[0])
+        tokens = of_classifier(model.tokens_per_pass, device)
+        return GroupClassifier(runtime, folder, label, template, dtype_named(model.dtype, device), device, tokens)
     device = device_named(model.device)
     dtype = dtype_named(model.dtype, device)
     tokens = of_classifier(model.tokens_per_pass, device)
-    return Classifier(find(name, run, key), label, template, dtype, device, tokens)
+    return Classifier(folder, label, template, dtype, device, tokens)

@@ -111,6 +111,8 @@ class Local:
         self._nonfinite: list[str] = []
         self._version = 0
         self._dropping = False
+        self.device_share = 1
+        """Workers on the same device."""
         self.usage = Usage()
         """What this process has done and moved."""
 
@@ -140,7 +142,9 @@ class Local:
         copies = sum(adapters.parameter_count * self.dtype.itemsize for adapters in adapted)
         checkpointing = self._gradient_checkpointing
         trained = self.trained().values()
-        tokens = memory_plan.tokens_per_pass(self.trunks, trained, copies, checkpointing, self.device)
+        tokens = memory_plan.tokens_per_pass(
+            self.trunks, trained, copies, checkpointing, self.device, self.device_share
+        )
         if tokens != self.tokens_per_pass:
             print_note(f"passes of {tokens} tokens, by the device's memory; model.tokens_per_pass sets another number")
         self.tokens_per_pass = tokens

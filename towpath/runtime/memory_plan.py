@@ -17,15 +17,21 @@ OPTIMIZER_BYTES = 14
 
 
 def tokens_per_pass(
-    trunks: Mapping[str, Any], trained: Iterable[nn.Parameter], copies: int, checkpointing: bool, device: torch.device
+    trunks: Mapping[str, Any],
+    trained: Iterable[nn.Parameter],
+    copies: int,
+    checkpointing: bool,
+    device: torch.device,
+    share: int = 1,
 ) -> int:
-    """As many as fit what is free on a GPU, once optimizer and `copies` bytes of plain models are there, too."""
+    """As many as fit what is free on a GPU, once optimizer and `copies` bytes of plain models are there, too; `share`
+    workers use the GPU."""
     if device.type != "cuda":
         return ON_A_CPU
     weights = list(trained)
     pending = OPTIMIZER_BYTES * sum(weight.numel() for weight in weights) + copies
     names = {id(weight) for weight in weights}
-    room = free_bytes(device) - pending
+    room = room_on(device, share) - pending
     fitting = [
         tokens_that_fit(
             room,
@@ -43,6 +49,16 @@ def free_bytes(device: torch.device) -> int:
     """What a GPU has free, with what the allocator holds in reserve."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def room_on(device: torch.device, share: int) -> int:
+    """What a worker may still take of a GPU that several use: they load at the same time, so that what is free now is
+    not free for one of them."""
+    free = free_bytes(device)
+    if share == 1:
+        return free
+    capacity = torch.cuda.mem_get_info(device)[1]
+    return min(free, capacity // share - torch.cuda.memory_allocated(device))
 
 
 def of_classifier(tokens: int | str, device: torch.device) -> int:

@@ -85,6 +85,11 @@ def describe_gpu() -> str | None:
     return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
+def gpu_capacity() -> int:
+    """Bytes that the GPU has."""
+    return torch.cuda.mem_get_info()[1]
+
+
 def gpu_memory() -> int:
     """Bytes that the GPU has free."""
     return torch.cuda.mem_get_info()[0]

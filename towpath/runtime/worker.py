@@ -162,6 +162,7 @@ class Worker:
             kind, model, settings["pad"], settings["packing"], settings["training"], dtype, self.device
         )
         self.runtimes[runtime].usage = self.usage
+        self.runtimes[runtime].device_share = settings["device_share"]
 
     def do_drop(self, runtimes: list[int]) -> None:
         """Let go of runtimes."""

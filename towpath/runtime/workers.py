@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -56,7 +57,7 @@ class Launcher(Protocol):
 
 
 class WorkerFailed(RuntimeError):
-    """An exception of a worker, with its traceback."""
+    """An exception of a worker; its traceback is a note of this one."""
 
     errno: int | None = None
     """Of the worker's exception, such as that of a full disk."""
@@ -90,6 +91,11 @@ class Workers:
     def alive(self) -> bool:
         """Whether the group can be asked."""
         return self.lost is None and self.launcher.alive
+
+    def device_shares(self) -> list[int]:
+        """For each worker how many use its device."""
+        used = Counter((state.host, state.device) for state in self.states)
+        return [used[state.host, state.device] for state in self.states]
 
     # Beginning and end
 
@@ -325,7 +331,8 @@ class Workers:
         if described["parts"] and isinstance(kind, type) and issubclass(kind, TowpathError):
             return kind(*described["parts"])
         where = f"worker {rank + 1} of {self.count} ({state.host}, {state.device})"
-        failed = WorkerFailed(f"{where}: {described['type']}: {described['text']}\n{described['traceback']}")
+        failed = WorkerFailed(f"{where}: {described['type']}: {described['text']}")
+        failed.add_note(described["traceback"])
         failed.errno = described["errno"]
         return failed
 

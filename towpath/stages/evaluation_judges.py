@@ -96,7 +96,8 @@ def _model_from_elsewhere(job: Job[BaselineConfig], source: str) -> ModelJudge:
     """A sequence-classification model."""
 
     def score(answers: Sequence[Answer]) -> list[float]:
-        classifier = launch_classifier(job.config.model, source, job.run, key="evaluate.judges")
+        runtime = job.launch(training=False)
+        classifier = launch_classifier(runtime, job.config.model, source, job.run, key="evaluate.judges")
         conversations = [prompt.messages for prompt, _ in answers]
         scores = classifier.score(conversations, [completion.text for _, completion in answers], source)
         release_memory()

@@ -222,7 +222,7 @@ def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleS
     stage = _reward_stage(job)
     models = reward_scorer.scorer_of(job, runtime, stage, reward_models) if stage else None
     classifiers = {
-        name: launch_classifier(config.model, name.removeprefix("model:"), job.run)
+        name: launch_classifier(runtime, config.model, name.removeprefix("model:"), job.run)
         for name in reward_sources.classifiers(cfg.rewards)
     }
     sources = RewardSources(cfg.rewards, job.corpus, models, classifiers)

@@ -24,7 +24,9 @@ MAX_ANSWERS = 384
 def run(job: Job[RewardConfig]) -> dict[str, Any]:
     """Score answers of the tuned model and of labelled pairs."""
     reward = job.config.reward
-    classifier = launch_classifier(job.config.model, reward.pretrained, job.run, reward.template, "reward.pretrained")
+    classifier = launch_classifier(
+        job.launch(training=False), job.config.model, reward.pretrained, job.run, reward.template, "reward.pretrained"
+    )
 
     def score(answers: Sequence[tuple[Prompt, Completion]]) -> np.ndarray:
         conversations = [prompt.messages for prompt, _ in answers]

@@ -51,7 +51,9 @@ def scorer_of(job: Job[PairsConfig], runtime: Runtime, stage: Path, roles: tuple
     if reward.is_trained:
         return RewardModels(runtime, roles, job.reward_chat if reward.source else None)
     result = manifest.read(stage)["result"]
-    classifier = launch_classifier(job.config.model, reward.pretrained, job.run, reward.template, "reward.pretrained")
+    classifier = launch_classifier(
+        runtime, job.config.model, reward.pretrained, job.run, reward.template, "reward.pretrained"
+    )
     return PretrainedReward(classifier, result["mean"], result["std"])
 
 
