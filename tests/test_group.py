@@ -95,6 +95,16 @@ def weights(trained: training.Trained) -> dict[str, torch.Tensor]:
     return load_file(adapter if adapter.exists() else trained.job.folder / "weights" / "model.safetensors")
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """As each worker has: a product by two threads sums in another order."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which a training reads
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Trainings in one process, by algorithm and precision."""
