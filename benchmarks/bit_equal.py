@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RENAMED: dict[str, str] = {"reward.ensemble_size": "reward.members", "policy.lora.last_n_layers": "policy.lora.top"}
 """Recipe keys of this checkout and their names in earlier revisions."""
-TIMED = ("seconds", "memory", "tokens_per_second", "time")
+TIMED = ("seconds", "memory", "tokens_per_second", "time", "sync_bytes", "collective_bytes")
 """Prefixes of metrics that measure the machine."""
 COMMAND = """
 import sys
