@@ -384,7 +384,7 @@ def test_reward_model_restarts_from_the_fitted_head_when_its_first_checkpoint_fa
         reward_training.train_member(stage, 1, decided[6:], decided[:6])
         return load_file(stage.folder / "weights" / "reward.safetensors")["head.weight"]
 
-    def full(*_arguments: object) -> None:
+    def full(*_arguments: object, **_named: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:

@@ -245,7 +245,6 @@ def test_restarts_end(monkeypatch, tmp_path) -> None:
 def test_no_worker_outlives_its_controller(number: int) -> None:
     program = textwrap.dedent("""
         import time
-import traceback
         from towpath.runtime.workers import Workers
         workers = Workers(["cpu", "cpu"], 1, 30.0)
         print(workers.launcher.server.process.pid, *[state.pid for state in workers.states], flush=True)
