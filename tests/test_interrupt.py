@@ -141,6 +141,17 @@ def test_grace_period_without_checkpoint() -> None:
     assert process.returncode == interrupt.EXIT_CODE and "the previous checkpoint is the newest" in output
 
 
+def test_signal_waits_for_the_end_of_an_uninterrupted_block() -> None:
+    """A message to a worker that was left half written would be the end of the connection."""
+    done = []
+    with pytest.raises(interrupt.Stopped), interrupt.handle_signals():
+        with interrupt.uninterrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("block")
+        done.append("after")
+    assert done == ["block"]
+
+
 def test_user_code_except_does_not_swallow_signals() -> None:
     wait = "try:\n    print('ready', flush=True)\n    time.sleep(30)\nexcept Exception:\n    time.sleep(30)"
     process = script(wait)

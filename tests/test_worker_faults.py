@@ -11,19 +11,29 @@ import textwrap
 import threading
 import time
 import traceback
+import weakref
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import towpath as tp
+from towpath.data.batch import Batch, Row
+from towpath.data.chat import Chat
 from towpath.errors import ResourceError, WorkerLost
-from towpath.recipe import Cluster, Model
+from towpath.models import base
+from towpath.recipe import Cluster, Decoding, EngineConfig, Lora, Model
+from towpath.rollout.engine import SampleRequest
+from towpath.rollout.generate import load_engine
 from towpath.run import training
 from towpath.runtime.contract import RoleSpec
 from towpath.runtime.launch import launch
+from towpath.runtime.state_files import StateReader
+from towpath.runtime.worker import Worker
 from towpath.runtime.workers import WorkerFailed, Workers, _shared, close_shared_workers
 from towpath.store import manifest
 
@@ -230,6 +240,49 @@ def test_an_exception_has_rank_host_and_traceback_once(tiny_folder) -> None:
     assert re.match(rf"worker [12] of 2 \({socket.gethostname()}, cpu\): TypeError: loads", text)
     assert text.count("Traceback") == 1
     assert runtime.memory_in_use() > 0  # the group can still be used
+
+
+@pytest.mark.slow
+def test_an_interrupted_request_leaves_no_answer_behind(tiny_folder, tmp_path) -> None:
+    """Sampling is given up, and what is asked next gets its own answer, not that of the request before."""
+    chat = Chat(base.load_tokenizer(tiny_folder))
+    runtime = launch(Model(source="tiny"), chat.pad, cluster=Cluster(workers=2, threads=1))
+    runtime.open({"model": RoleSpec(tiny_folder, Lora(), learning_rate=1e-4)})
+    engine = load_engine(runtime, EngineConfig(), chat, tmp_path, 2100)
+    runtime.publish("model", engine)
+    draw = np.random.default_rng(0)
+    requests = [SampleRequest([5, 6, number], Decoding(), draw.random(2000)) for number in range(64)]
+    short = [replace(request, uniforms=request.uniforms[:5]) for request in requests]
+    expected = engine.generate(short)
+
+    def interrupt(_units: int, _ended: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(requests, tick=interrupt)
+    begin = time.monotonic()
+    (tmp_path / "state").mkdir()
+    runtime.write_state(tmp_path / "state", runtime.snapshot())
+    assert time.monotonic() - begin < 5.0  # all 128,000 tokens take far longer
+    assert any(key.startswith("best:") for key in StateReader(tmp_path / "state").keys())  # noqa: SIM118
+    assert engine.generate(short) == expected
+
+
+def test_what_a_worker_keeps_goes_with_its_runtime(tiny_folder) -> None:
+    """Features and snapshots to which the controller still had handles when it let go of the runtime."""
+    worker = Worker(None, 0, 1)
+    worker.device = torch.device("cpu")
+    settings = {"pad": 0, "packing": True, "training": True, "dtype": "float32", "sharded": False, "path": []}
+    worker.do_launch(1, Model(source="tiny"), settings | {"device_share": 1})
+    roles = {"policy": RoleSpec(tiny_folder, Lora(), learning_rate=1e-4)}
+    worker.do_call(1, "open", {"roles": roles}, [])
+    batch = Batch([Row(np.arange(3, 9), 2)])
+    out = worker.do_call(1, "score", {"role": "policy", "batch": batch, "wants": ("features",)}, [])
+    assert isinstance(out.features, int) and isinstance(worker.do_call(1, "snapshot", {}, []), int)
+    stored = weakref.ref(next(iter(worker.runtimes[1]._stored.values())))
+    assert stored() is not None
+    worker.do_drop([1])
+    assert not worker.handles and stored() is None
 
 
 @pytest.mark.slow

@@ -120,6 +120,15 @@ def allow_signals() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Raise on a signal only at the end of the block: it must not be left half done."""
+    with _change_depth(1):
+        yield
+    if _state is not None and not _state.defer_depth:
+        raise_if_stop_requested()
+
+
 def stop_requested() -> bool:
     """Return whether a signal has arrived."""
     return _state is not None and bool(_state.received)

@@ -282,9 +282,8 @@ class Group:
         ]
         replies = self._ask("cache_frozen_prefix", numbered)
         numbers = {rank: reply["prefix"] for rank, reply in enumerate(replies) if reply}
-        if len(numbers) < sum(
-            part is not None and len(part[0]) > 0 for part in parts
-        ):  # too large for one worker: for none
+        owners = sum(part is not None and len(part[0]) > 0 for part in parts)
+        if len(numbers) < owners:  # too large for one worker: for none
             _free(self._free, numbers)
             return batch
         return batch.with_handle("prefix", self._handle(numbers, parts, len(batch)))

@@ -30,6 +30,10 @@ STACK_LINES = 8
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
+class Abandoned(Exception):
+    """The controller no longer waits for what is computed: its run is being stopped."""
+
+
 class Worker:
     """Serves one controller until its connection ends."""
 
@@ -38,9 +42,12 @@ class Worker:
         self.rank = rank
         self.world = world
         self.runtimes: dict[int, Any] = {}
-        self.handles: dict[int, Any] = {}
+        self.handles: dict[int, dict[int, Any]] = {}
+        """What each runtime keeps for its controller, by number; it goes with the runtime."""
         self.verb = ""
         """What is being computed, empty between two verbs."""
+        self.request = 0
+        """The controller's number of it, which the answers have, too."""
         self.started = 0.0
         self._next_handle = 0
         self._units = 0
@@ -63,6 +70,7 @@ class Worker:
             except ChannelClosed:
                 return
             self.verb = message["verb"]
+            self.request = message["request"]
             self.started = time.monotonic()
             try:
                 self._fault(f"begin-{self._name(message)}")
@@ -73,7 +81,8 @@ class Worker:
             seconds = time.monotonic() - self.started
             self.verb = ""
             with suppress(ChannelClosed):
-                self.channel.send(reply | {"seconds": seconds, "usage": asdict(self.usage)})
+                facts = {"request": self.request, "seconds": seconds, "usage": asdict(self.usage)}
+                self.channel.send(reply | facts)
 
     def _name(self, message: Mapping[str, Any]) -> str:
         """The method of a runtime that a message is about, or else its verb."""
@@ -103,11 +112,13 @@ class Worker:
                 os._exit(1)
 
     def tick(self, units: int) -> None:
-        """Progress of the present verb, a few times a second."""
+        """Progress of the present verb, a few times a second; Abandoned where the controller wants something else."""
         self._units += units
         now = time.monotonic()
         if now - self._noted >= TICK_SECONDS:
-            self.channel.send({"tick": self._units})
+            if select.select([self.channel], [], [], 0)[0]:
+                raise Abandoned(f"{self.verb} was interrupted")
+            self.channel.send({"tick": self._units, "request": self.request})
             self._units = 0
             self._noted = now
 
@@ -170,6 +181,7 @@ class Worker:
 
         for runtime in runtimes:
             self.runtimes.pop(runtime, None)
+            self.handles.pop(runtime, None)
         release_memory()
 
     def do_capacity(self) -> float:
@@ -190,16 +202,17 @@ class Worker:
 
     def do_call(self, runtime: int, method: str, arguments: Mapping[str, Any], free: list[int]) -> Any:
         """A method of the runtime contract. Handles go out as numbers and come in as numbers."""
+        handles = self.handles.setdefault(runtime, {})
         for number in free:
-            self.handles.pop(number, None)
+            handles.pop(number, None)
         replica = self.runtimes[runtime]
-        arguments = {name: self._with_handles(x) for name, x in arguments.items()}
+        arguments = {name: _with_handles(x, handles) for name, x in arguments.items()}
         if method == "forward_backward":
             arguments |= {"count": self.tick}
         result = getattr(replica, method)(**arguments)
         if method in ("snapshot", "read_state"):
-            return None if result is None else self._number(result)
-        return self._without_handles(result)
+            return None if result is None else self._number(result, handles)
+        return self._without_handles(result, handles)
 
     def do_run(self, runtime: int, function: str, arguments: Mapping[str, Any]) -> Any:
         """`package.module:function` with the runtime, a counter of progress, and plain data."""
@@ -207,36 +220,37 @@ class Worker:
         called: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return called(self.runtimes[runtime], self.tick, **arguments)
 
-    def _with_handles(self, x: Any) -> Any:
-        from dataclasses import replace
-
-        from towpath.data.batch import Batch
-
-        if isinstance(x, Batch):
-            return replace(x, handles={name: self.handles[number] for name, number in x.handles.items()})
-        if isinstance(x, dict) and "handle" in x:
-            return self.handles[x["handle"]]
-        return x
-
-    def _without_handles(self, x: Any) -> Any:
+    def _without_handles(self, x: Any, handles: dict[int, Any]) -> Any:
         from dataclasses import replace
 
         from towpath.algos.contract import Outputs
         from towpath.data.batch import Batch
 
         if isinstance(x, Outputs) and x.features is not None:
-            return replace(x, features=self._number(x.features))
+            return replace(x, features=self._number(x.features, handles))
         if isinstance(x, Batch):  # the rows are known where they came from
-            return {name: self._number(handle) for name, handle in x.handles.items()}
+            return {name: self._number(handle, handles) for name, handle in x.handles.items()}
         return x
 
-    def _number(self, handle: Any) -> int:
-        for number, known in self.handles.items():
+    def _number(self, handle: Any, handles: dict[int, Any]) -> int:
+        for number, known in handles.items():
             if known is handle:
                 return number
         self._next_handle += 1
-        self.handles[self._next_handle] = handle
+        handles[self._next_handle] = handle
         return self._next_handle
+
+
+def _with_handles(x: Any, handles: Mapping[int, Any]) -> Any:
+    from dataclasses import replace
+
+    from towpath.data.batch import Batch
+
+    if isinstance(x, Batch):
+        return replace(x, handles={name: handles[number] for name, number in x.handles.items()})
+    if isinstance(x, dict) and "handle" in x:
+        return handles[x["handle"]]
+    return x
 
 
 def _describe(error: BaseException) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 import torch.distributed as dist
 
-from towpath import errors
+from towpath import errors, interrupt
 from towpath.errors import TowpathError, WorkerLost
 from towpath.progress import print_note
 from towpath.runtime.channel import Channel, ChannelClosed, Frame
@@ -77,6 +77,7 @@ class Workers:
         """Seconds of the slowest success, by method or function."""
         self.lost: WorkerLost | None = None
         self._busy = False
+        self._request = 0
         self._file: WorkersFile | None = None
         self._dropped: list[int] = []
         """Runtimes of which workers must still let go."""
@@ -158,17 +159,18 @@ class Workers:
         count: Callable[[int], None] = lambda units: None,
     ) -> list[Any]:
         """One message to each worker whose arguments are not None; the replies, None for the others."""
-        self._require_alive()
-        self._busy = True
-        waiting: set[int] = set()
+        self._begin()
         frames: dict[int, Frame] = {}
         try:
+            # all are encoded before any is sent, and the same arguments for several workers once
             for rank, own in enumerate(arguments):
-                if own is not None:
-                    if id(own) not in frames:  # the same arguments for several workers are encoded once
-                        frames[id(own)] = Frame({"verb": verb, "arguments": own}, self.channels[rank].shared)
-                    self._send(rank, frames[id(own)], name_of(verb, own))
-                    waiting.add(rank)
+                if own is not None and id(own) not in frames:
+                    frames[id(own)] = self._frame(verb, own, rank)
+            waiting = {rank for rank, own in enumerate(arguments) if own is not None}
+            for rank in waiting:
+                own = arguments[rank]
+                assert own is not None
+                self._send(rank, frames[id(own)], name_of(verb, own))
         finally:
             for frame in frames.values():
                 frame.close()
@@ -178,6 +180,16 @@ class Workers:
         self._busy = False
         self._drop_runtimes()
         return replies
+
+    def _begin(self) -> None:
+        """A new request: what workers still answer to an earlier one, which was interrupted, is not for it."""
+        self._require_alive()
+        self._busy = True
+        self._request += 1
+
+    def _frame(self, verb: str, arguments: Mapping[str, Any], rank: int) -> Frame:
+        message = {"verb": verb, "arguments": arguments, "request": self._request}
+        return Frame(message, self.channels[rank].shared)
 
     def drop(self, runtime: int) -> None:
         """Let workers go of a runtime, now or when they are not busy: this may be called at any moment."""
@@ -195,8 +207,7 @@ class Workers:
         self, verb: str, arguments: Sequence[Mapping[str, Any]], count: Callable[[int], None] = lambda units: None
     ) -> Iterator[tuple[int, Any]]:
         """Messages in their order, each to whichever worker is idle; (number, reply) as they come."""
-        self._require_alive()
-        self._busy = True
+        self._begin()
         number_of: dict[int, int] = {}
         todo = list(range(len(arguments)))[::-1]
         waiting: set[int] = set()
@@ -204,7 +215,7 @@ class Workers:
         def give(rank: int) -> None:
             if todo:
                 number_of[rank] = todo.pop()
-                frame = Frame({"verb": verb, "arguments": arguments[number_of[rank]]}, self.channels[rank].shared)
+                frame = self._frame(verb, arguments[number_of[rank]], rank)
                 self._send(rank, frame, name_of(verb, arguments[number_of[rank]]))
                 frame.close()
                 waiting.add(rank)
@@ -222,7 +233,8 @@ class Workers:
         state.verb = name
         state.started = state.last_heard = state.progressed = time.monotonic()
         try:
-            self.channels[rank].send_frame(frame)
+            with interrupt.uninterrupted():
+                self.channels[rank].send_frame(frame)
         except ChannelClosed:
             self._lose(rank, self.launcher.why_ended(rank))
 
@@ -237,7 +249,7 @@ class Workers:
                     rank = key.data
                     message = self._receive(rank)
                     self._note(rank, message, count)
-                    if "seconds" not in message:
+                    if "seconds" not in message or message["request"] != self._request:
                         continue
                     waiting.discard(rank)
                     name = self._finish(rank, message)
@@ -262,7 +274,8 @@ class Workers:
 
     def _receive(self, rank: int) -> Mapping[str, Any]:
         try:
-            message = self.channels[rank].receive()
+            with interrupt.uninterrupted():
+                message = self.channels[rank].receive()
         except ChannelClosed:
             self._lose(rank, self.launcher.why_ended(rank))
         except MessageError as error:
@@ -279,7 +292,7 @@ class Workers:
             state.stack = message["beat"]["stack"]
             return
         state.progressed = state.last_heard
-        if "tick" in message:
+        if "tick" in message and message["request"] == self._request:
             count(message["tick"])
         if "note" in message:
             print_note(message["note"])
