@@ -16,13 +16,14 @@ from towpath import recipe
 from towpath.data import corpus_reader
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
-from towpath.errors import DataError, ModelError, RecipeError
+from towpath.errors import DataError, ModelError, RecipeError, ResourceError
 from towpath.models import base, memory
-from towpath.recipe import Data, Recipe
+from towpath.recipe import Cluster, Data, Model, Recipe, load
 from towpath.recipe.reader import check, override
 from towpath.records import Demonstration, Finding, Prompt
 from towpath.run import cluster_checks, engine_checks, model_checks, preflight, sizes, worker_plan
 from towpath.runtime import launchers, process
+from towpath.runtime.launchers import worker_devices
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -458,7 +459,7 @@ def test_the_memory_of_a_named_reward_model_is_checked(tmp_path: Path) -> None:
 
 def test_workers_must_fit_the_machine_together(run: Path, corpus: Corpus, chat: Chat, monkeypatch) -> None:
     recipe = recipe_with(model__device="cpu", cluster__workers=3, cluster__timeout=30)
-    needed = sizes.memory_needed(recipe, sizes.model_size(Path(chat.tokenizer.name_or_path)))
+    needed = sizes.memory_needed(recipe, sizes.model_size(Path(chat.tokenizer.name_or_path))) + preflight.WORKER_BYTES
     monkeypatch.setattr(cluster_checks, "check_cluster", lambda *_: [])
     severities = []
     for available in (3 * needed, 3 * needed - 1):
@@ -629,3 +630,41 @@ def test_labels_are_checked_only_where_a_stage_reads_them(tmp_path: Path, source
     settings = check(Recipe, {"policy": {"rewards": {"sources": [{"source": source}]}}}, "test")
     codes = {f.code for f in preflight.check(settings, tmp_path, Corpus(QUESTIONS), None)}
     assert ({"labels", "simulated-labels", "pairs-few"} & codes != set()) == reads_labels
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("cluster.workers=two", "cluster.workers = 'two': input should be 'auto' or a valid integer"),
+        ("cluster.workers=0", "cluster.workers = 0: must be auto or at least 1"),
+        ("model.tokens_per_pass=many", "model.tokens_per_pass = 'many'"),
+        ("policy.kl.coef=x", "policy.kl.coef = 'x': input should be a valid number"),
+        ("cluster.wrokers=2", "unknown key cluster.wrokers, did you mean cluster.workers?"),
+    ],
+)
+def test_a_wrong_value_is_named_once_with_its_key(setting: str, message: str, tmp_path: Path) -> None:
+    """A key with a choice of types has one error, not one for each type."""
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(RecipeError) as raised:
+        load(tmp_path, [setting])
+    assert message in raised.value.value and "literal[" not in raised.value.value and ";" not in raised.value.value
+
+
+def test_more_workers_or_gpus_than_there_are_is_refused() -> None:
+    """400 workers of 110 MB each filled a machine's memory before anything was loaded."""
+    with pytest.raises(ResourceError, match="cores") as raised:
+        worker_devices(Model(device="cpu"), Cluster(workers=10_000))
+    assert raised.value.value == "cluster.workers = 10000" and "set cluster.workers to" in raised.value.fix
+    with pytest.raises(ResourceError, match=r"cluster.gpus = 99"):
+        worker_devices(Model(), Cluster(gpus=99))
+    assert worker_devices(Model(device="cpu"), Cluster(gpus=99)) == []
+
+
+def test_workers_are_not_started_where_they_do_not_fit(run: Path, corpus: Corpus, chat: Chat, monkeypatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("workers were started")
+
+    monkeypatch.setattr(launchers, "open_workers", refuse)
+    monkeypatch.setattr(preflight, "memory_available", lambda: 2**20)
+    findings = preflight.check(recipe_with(model__device="cpu", cluster__workers=2), run, corpus, chat)
+    assert any(finding.code == "memory" and finding.severity == "error" for finding in findings)

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -86,10 +86,25 @@ def check(model: type[M], tables: dict[str, Any], origin: str) -> M:
     try:
         return model.model_validate(deep_merge(model.defaults(tables), tables))
     except ValidationError as error:
-        problems = [_problem(model, item) for item in error.errors()]
+        problems = [_problem(model, item) for item in _by_key(error.errors(), keys(model))]
         raise RecipeError(
             f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "correct or remove the keys named"
         ) from None
+
+
+def _by_key(items: Sequence[Any], fields: Mapping[str, Any]) -> Iterator[Any]:
+    """Errors of a validation, one for each key: a key with a choice of types has an error for each of them."""
+    choices: dict[str, list[Any]] = {}
+    for item in items:
+        *parents, last = (str(part) for part in item["loc"])
+        key = ".".join(parents)
+        if key in fields and f"{key}.{last}" not in fields and not last.isdigit() and item["type"] != "extra_forbidden":
+            choices.setdefault(key, []).append(item)
+        else:
+            yield item
+    for same in choices.values():
+        wanted = [item["msg"].partition(",")[0].removeprefix("Input should be ") for item in same]
+        yield {**same[0], "loc": same[0]["loc"][:-1], "msg": f"Input should be {' or '.join(dict.fromkeys(wanted))}"}
 
 
 def deep_merge(defaults: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:

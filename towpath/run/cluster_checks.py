@@ -1,5 +1,6 @@
 """Preflight checks of the hosts and workers that a recipe asks for: resources, versions, connections, folders."""
 
+import os
 import secrets
 import time
 from collections import Counter
@@ -61,6 +62,11 @@ def check_cluster(recipe: Recipe, run: Path, model_folder: Path) -> Iterator[Fin
     counts = ", ".join(f"{count} on {host}" for host, count in Counter(hosts).items())
     evidence = f"{workers.count} workers: {counts}; 64 KiB added over all of them in {seconds:.2g} s"
     yield Finding("cluster", "info", evidence, "", "")
+    cores = os.cpu_count() or 1
+    if launcher_of(recipe.cluster) == "processes" and workers.devices[0] == "cpu" and workers.count > cores:
+        evidence = f"cluster.workers = {workers.count} on {cores} cores"
+        cause = "workers compute at the same time: more of them than cores wait for each other"
+        yield Finding("cluster", "warning", evidence, cause, f"set cluster.workers to {cores} at most")
     if is_open():
         cause = "anyone who reaches the ports of the cluster can run programs on its nodes"
         fix = "`ray get-auth-token --generate`, and start Ray with RAY_AUTH_MODE=token on every node (docs/cluster.md)"

@@ -56,6 +56,8 @@ DATA_CODES = (
     "preferences",
 )
 """Findings on data; an error among others is one of the recipe."""
+WORKER_BYTES = 110 * 2**20
+"""Of a worker process, besides what it shares with the others and its model; measured."""
 SEVERITY_ORDER = {"error": 0, "critical": 0, "warning": 1, "info": 2}
 
 
@@ -92,11 +94,13 @@ def check(
     if chat:
         findings += model_checks.check_template(chat, corpus, size)
         findings += model_checks.check_turns(chat, corpus, recipe.sft)
-        findings += cluster_checks.check_cluster(recipe, run, Path(chat.tokenizer.name_or_path))
     else:
         evidence = "no tokenizer: template and lengths were not checked"
         findings.append(Finding("template", "info", evidence, "", "name a model that loads"))
-    return findings + _check_resources(recipe, run, size)
+    resources = _check_resources(recipe, run, size)
+    if chat and not any(finding.severity == "error" for finding in resources):  # workers would fill the memory
+        resources += cluster_checks.check_cluster(recipe, run, Path(chat.tokenizer.name_or_path))
+    return findings + resources
 
 
 def require(findings: Sequence[Finding], force: bool = False) -> None:
@@ -424,13 +428,14 @@ def _check_memory(recipe: Recipe, needed: int, parameters: str, workers: int = 1
     available = memory_available()
     if available is None:
         return
+    needed += WORKER_BYTES * (workers > 1)
     each = f" for each of {workers} workers" if workers > 1 else ""
     evidence = f"about {gigabytes(needed)} besides activations{each}, {gigabytes(available)} available"
     cause = f"weights, gradients, optimizer and logits of {parameters}"
     if workers * needed <= available:
         yield Finding("memory", "info", evidence, cause, "")
         return
-    severity: Severity = "error" if recipe.model.is_on_cpu else "warning"
+    severity: Severity = "error" if recipe.model.is_on_cpu or workers > 1 else "warning"
     fix = "use LoRA, a smaller model or fewer tokens_per_pass"
     if workers > 1:
         fits = max(1, available // max(1, needed))
