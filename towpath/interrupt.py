@@ -122,7 +122,11 @@ def allow_signals() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Raise on a signal only at the end of the block: it must not be left half done."""
+    """Raise on a signal only at the end of the block: it must not be left half done. Only the main thread is
+    interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     with _change_depth(1):
         yield
     if _state is not None and not _state.defer_depth:

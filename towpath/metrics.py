@@ -97,6 +97,12 @@ METRICS: dict[str, Metric] = {
     "sampler_error": Metric(
         "mean difference of log-probabilities between sampler and trainer", legend="sampler", direction=-1
     ),
+    "stale_error": Metric(
+        "mean difference of log-probabilities between the policy and the earlier one that sampled, with "
+        "policy.staleness",
+        legend="sampler, one update earlier",
+        direction=-1,
+    ),
     "explained_variance": Metric("of returns by the critic", direction=1),
     "grad_norm": Metric("before clipping", "gradient norm"),
     "learning_rate": Metric("as scheduled", "learning rate"),
@@ -185,7 +191,12 @@ CHARTS: tuple[ChartSpec, ...] = (
     ChartSpec("Optimisation", "Size of an update", ("update",), log=True),
     ChartSpec("Optimisation", "Clip fraction: share of tokens clipped", ("clip_fraction",), low=0.0),
     ChartSpec("Optimisation", "Ratio to the sampling policy", ("ratio",)),
-    ChartSpec("Optimisation", "Error of the ratio", ("ratio_error", "first_ratio_error", "sampler_error"), log=True),
+    ChartSpec(
+        "Optimisation",
+        "Error of the ratio",
+        ("ratio_error", "first_ratio_error", "sampler_error", "stale_error"),
+        log=True,
+    ),
     ChartSpec("Knobs", "Temperature", ("temperature",)),
     ChartSpec("Knobs", "Learning rate scale", ("learning_rate_scale",)),
     ChartSpec("Knobs", "Policy weight", ("policy_weight",)),

@@ -26,6 +26,13 @@ class Cluster(Section):
         "auto, or a divisor of the number of cores",
         "results do not depend on it beyond the order of sums",
     )
+    sample_workers: int = value(
+        0,
+        "of all workers so many only sample in the policy stage, and the others train; 0: all do both in turn",
+        "0, or half of them with policy.staleness = 1",
+        "weights go from the first worker that trains to those that sample before each rollout",
+        ge=0,
+    )
     launcher: Literal["auto", "processes", "ray", "env"] = value(
         "auto",
         "what starts workers: processes of this host, a Ray cluster, or the tasks of torchrun or srun (env); auto is "

@@ -61,6 +61,15 @@ class Policy(Section):
     max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", gt=0)
     temperature: float = value(1.0, "sampling temperature of rollouts; divides the logits everywhere", "0.7-1", gt=0)
     max_new_tokens: int = value(80, "longest answer in tokens", ge=1)
+    staleness: int = value(
+        0,
+        "1 samples each rollout before the optimizer steps on the one before it: at the same time, where "
+        "cluster.sample_workers sets workers apart",
+        "0",
+        "with 1, rollouts are one update older than the policy; engine.correction weighs their tokens",
+        ge=0,
+        le=1,
+    )
     validate_every: int = value(4, "steps between two validations", ge=1)
     validation_prompts: int = value(48, "training prompts held out to choose the checkpoint", "32-256", ge=4)
     kl: Kl = value(Kl(), "distance from the tuned model")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from towpath.data.batch import Batch, make_row
@@ -24,6 +25,7 @@ from towpath.recipe import Decoding, Policy
 from towpath.records import Prompt, Rollout
 from towpath.rollout.engine import Engine, SampleOutput, SampleRequest
 from towpath.rollout.generate import generate
+from towpath.rollout.sample_ahead import SampledAhead
 from towpath.rollout.sample_log import SampleLog
 from towpath.rollout.scoring import RewardSources, rewards_at, score_columns, shape_rewards
 from towpath.rollout.statistics import rollout_metrics, sum_tokens
@@ -32,6 +34,8 @@ from towpath.runtime.contract import Runtime
 from towpath.store.publish import fault_point
 
 Numbers = dict[str, float]
+CARRIED = "rollout_ahead.safetensors"
+"""In a checkpoint: the rollouts of its next step, where earlier weights sampled them."""
 VALIDATION_METRICS = (
     "reward",
     "score",
@@ -104,6 +108,10 @@ class Experience:
         """Handle to what a closed-form critic reads of the last rollout."""
         self._reference_reward_B: np.ndarray | None = None
         self._last_validation: tuple[int, Batch, Numbers] | None = None
+        self._ahead: SampledAhead | None = None
+        """The rollout of the next step, with `policy.staleness`."""
+        self._sampled: tuple[int, list[SampleOutput]] | None = None
+        """The step of the present rollout, and its completions, with `policy.staleness`."""
 
     # Training batches
 
@@ -112,13 +120,15 @@ class Experience:
         started = time.monotonic()
         temperature = knobs.get("temperature", self.policy.temperature)
         draws = self.draws(step)
-        rollouts = self._sample(step, draws, temperature)
+        rollouts, seconds = self._sample(step, draws, temperature)
         sampled = time.monotonic()
         batch = self.compute_logprobs(
             rollouts, temperature, self.policy.epochs == 1 and self.policy.batch >= len(draws)
         )
         # completions of one prompt are neighbours: rows 0..group-1 are group 0
         batch = batch.with_columns(group=torch.arange(len(draws)) // self.policy.group)
+        if self.policy.staleness:
+            batch = batch.with_columns(stale=torch.ones(len(batch), dtype=torch.bool))
         batch = self.compute_rewards(rollouts, batch, knobs)
         unscored = self._unscored_share(batch)
         batch, rollouts = _without_unscored(batch, rollouts)
@@ -128,7 +138,7 @@ class Experience:
         return batch, rollout_metrics(batch, rollouts) | {
             "seconds_generate": sampled - started,
             "seconds_score": time.monotonic() - sampled,
-            "tokens_per_second": tokens / max(sampled - started, 1e-9),
+            "tokens_per_second": tokens / max(seconds, 1e-9),
             **({"unscored": unscored} if unscored else {}),
         }
 
@@ -145,19 +155,69 @@ class Experience:
             draws += [(self.prompts[order[index]], name) for name in names]
         return draws
 
-    def _sample(self, step: int, draws: Sequence[Draw], temperature: float) -> list[Rollout]:
-        """The rollouts that an interrupted run saved at this step, else new ones, saved."""
+    def _sample(self, step: int, draws: Sequence[Draw], temperature: float) -> tuple[list[Rollout], float]:
+        """The rollouts of a step, and the seconds that sampling them took; with `policy.staleness` those of the next
+        step begin to be sampled by the same weights."""
+        started = time.monotonic()
         saved = self._pending.newest("rollout")
-        if saved and saved[0] == step:
-            return self._rollouts(draws, _unpack(saved[1], self.chat.stops))
-        outputs = self._generate("policy", draws, f"{self.config.name}/{step}", temperature)
-        self._pending.save(step, _pack(outputs), {}, prefix="rollout", keep=1)
-        fault_point("rollout")
-        return self._rollouts(draws, outputs)
+        ahead = self._ahead if self._ahead and self._ahead.step == step else None
+        if saved and saved[0] == step:  # by a run that was interrupted
+            outputs = _unpack(saved[1], self.chat.stops)
+        else:
+            outputs = ahead.outputs() if ahead else self._generate("policy", draws, self._stream(step), temperature)
+            self._pending.save(step, _pack(outputs), {}, prefix="rollout", keep=1)
+            fault_point("rollout")
+        seconds = ahead.seconds if ahead else time.monotonic() - started
+        if self.policy.staleness:
+            self._sampled = step, outputs
+            self._sample_ahead(step + 1, temperature)
+        return self._rollouts(draws, outputs), seconds
+
+    def _stream(self, step: int) -> str:
+        return f"{self.config.name}/{step}"
 
     def _generate(self, role: str, draws: Sequence[Draw], stream: str, temperature: float) -> list[SampleOutput]:
-        self.runtime.publish(role, self.engine)
+        self._publish(role)
         return generate(self.engine, self._requests(draws, stream, temperature), "rollout")
+
+    def _publish(self, role: str) -> None:
+        """Give the engine the role's weights, once it samples nothing by those that it has."""
+        if self._ahead is not None:
+            self._ahead.outputs()
+        self.runtime.publish(role, self.engine)
+
+    # Rollouts ahead of their step
+
+    def _sample_ahead(self, step: int, temperature: float) -> None:
+        """Begin to sample the rollouts of a step by the present weights."""
+        self._ahead = None
+        if step < self.policy.steps:
+            self._publish("policy")
+            requests = self._requests(self.draws(step), self._stream(step), temperature)
+            self._ahead = SampledAhead(step)
+            self._ahead.begin(self.engine, requests)
+
+    def write_carried(self, step: int, folder: Path) -> None:
+        """Add to the checkpoint before a step the rollouts of that step which earlier weights sampled."""
+        outputs = None
+        if self._sampled is not None and self._sampled[0] == step:
+            outputs = self._sampled[1]
+        elif self._ahead is not None and self._ahead.step == step:
+            outputs = self._ahead.outputs()
+        if outputs is not None:
+            save_file(_pack(outputs), folder / CARRIED)
+
+    def read_carried(self, step: int, folder: Path) -> None:
+        """Take from a checkpoint what `write_carried` added."""
+        path = folder / CARRIED
+        if path.is_file() and self.policy.staleness:
+            self._ahead = SampledAhead(step, _unpack(load_file(path), self.chat.stops))
+
+    def discard_carried(self) -> None:
+        """Forget rollouts of weights that a remedy has replaced."""
+        if self._ahead is not None:
+            self._ahead.outputs()
+            self._ahead = None
 
     def _requests(
         self, draws: Sequence[Draw], stream: str, temperature: float, most: int | None = None
@@ -280,7 +340,7 @@ class Experience:
         temperature = self.policy.temperature
         draws = [(p, "0") for p in self.validation_prompts]
         probes = [(p, "0") for p in self.log.probes]
-        self.runtime.publish("policy", self.engine)
+        self._publish("policy")
         requests = self._requests(draws, "validation", temperature)
         requests += self._requests(probes, "probes", temperature, PROBE_TOKENS)
         # one call: validation prompts and probes share batches

@@ -33,10 +33,10 @@ def generate(engine: Engine, requests: Sequence[SampleRequest], title: str, gree
             ended += more_ended
             work.advance(units, f"{ended:,} of {len(requests):,} answers")
 
-        return _in_parts(engine, requests, greedy, tick)
+        return in_parts(engine, requests, greedy, tick)
 
 
-def _in_parts(
+def in_parts(
     engine: Engine, requests: Sequence[SampleRequest], greedy: bool, tick: Callable[[int, int], None]
 ) -> list[SampleOutput]:
     """Completions, fewer rows at a time once memory runs out: what a row samples does not depend on other rows."""

@@ -24,13 +24,15 @@ class Pool:
     """The engines of a group's workers as one engine."""
 
     def __init__(self, group: Group, section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> None:
-        self.group = group
+        self.is_apart = group.samplers is not None
+        """Whether its workers only sample, so that others can train at the same time."""
+        self.group = group = group.samplers or group
         self.version = 0
         group.run_everywhere(f"{__name__}:open_here", section=section, chat=chat, folder=folder, max_tokens=max_tokens)
 
-    def publish(self, group: Group, role: str) -> int:
-        """Give every engine the role's weights."""
-        versions = group.run_everywhere(f"{__name__}:publish_here", role=role)
+    def publish(self, role: str) -> int:
+        """Give every engine the weights that its worker has of the role."""
+        versions = self.group.run_everywhere(f"{__name__}:publish_here", role=role)
         assert len(set(versions)) == 1
         self.version = versions[0]
         return self.version

@@ -49,7 +49,9 @@ def _distance(batch: Batch) -> Numbers:
     if "on_policy" not in c:
         # where only some rows were computed again, the others hold the engine's own
         compared_BT = mask_BT & c["checked"][:, None] if "checked" in c else mask_BT
-        metrics["sampler_error"] = float((c["old_logp"] - c["sampler_logp"])[compared_BT].abs().mean())
+        metrics["stale_error" if "stale" in c else "sampler_error"] = float(
+            (c["old_logp"] - c["sampler_logp"])[compared_BT].abs().mean()
+        )
     return metrics
 
 

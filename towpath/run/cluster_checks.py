@@ -43,12 +43,15 @@ def _wants_processes(cluster: Cluster) -> bool:
 
 def check_cluster(recipe: Recipe, run: Path, model_folder: Path) -> Iterator[Finding]:
     """Start the workers and try their connections, before a model is loaded; nothing where the run needs none."""
-    if launcher_of(recipe.cluster) == "processes" and not _wants_processes(recipe.cluster):
+    yield from _check_staleness(recipe)
+    apart = recipe.cluster.sample_workers
+    if launcher_of(recipe.cluster) == "processes" and not _wants_processes(recipe.cluster) and not apart:
         return
-    from towpath.runtime.launchers import is_open, open_workers
+    from towpath.runtime.launchers import is_open, open_workers, require_training_workers
 
     try:
         workers = open_workers(recipe.model, recipe.cluster)
+        require_training_workers(recipe.cluster, workers.count if workers else 0)
         if workers is None:
             return
         name = f".cluster-probe-{secrets.token_hex(8)}"
@@ -72,6 +75,14 @@ def check_cluster(recipe: Recipe, run: Path, model_folder: Path) -> Iterator[Fin
         fix = "`ray get-auth-token --generate`, and start Ray with RAY_AUTH_MODE=token on every node (docs/cluster.md)"
         yield Finding("cluster", "warning", "the Ray cluster asks for no token", cause, fix)
     yield from _check_folders(replies, run, model_folder)
+
+
+def _check_staleness(recipe: Recipe) -> Iterator[Finding]:
+    """Stale rollouts cost quality: they must gain time."""
+    if recipe.policy.staleness and not recipe.cluster.sample_workers:
+        evidence = "policy.staleness = 1 and cluster.sample_workers = 0"
+        cause = "all workers sample and train in turn: rollouts are older, and no time is gained"
+        yield Finding("staleness", "warning", evidence, cause, "set cluster.sample_workers, or policy.staleness = 0")
 
 
 def _probe(workers: Any, run: Path, name: str, model_folder: Path) -> list[dict[str, Any]]:

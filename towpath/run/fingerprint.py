@@ -277,7 +277,9 @@ class _Planner:
             settings["reward_models"] = {name: content.known(sources.model_of(name), self.run) for name in names}
         if cfg.health.act == "auto":
             settings["health"] = cfg.health.model_dump(mode="json")
-        if cfg.engine.type != "local":
+        if not cfg.policy.staleness:
+            del policy["staleness"]  # runs of versions without it stay as they are
+        if cfg.engine.type != "local" or cfg.policy.staleness:
             settings["correction"] = cfg.engine.correction
         if data_of(cfg.policy.algo) == "comparisons":
             settings |= {"validation": cfg.reward.validation} | _reserved_settings(cfg)

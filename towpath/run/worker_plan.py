@@ -32,13 +32,15 @@ class Placement:
     shard: Literal["replicate", "fsdp"]
     device_share: int
     """Workers on the same GPU, or on the same machine without one."""
+    sample_workers: int
+    """Workers that only sample in the policy stage."""
     device_bytes: int | None
     """Memory of a GPU, or what this machine has available; None where that is not known."""
 
     @property
     def parts(self) -> int:
         """Workers that divide a model among them."""
-        return len(self.devices) if self.shard == "fsdp" else 1
+        return max(1, len(self.devices) - self.sample_workers) if self.shard == "fsdp" else 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def place_workers(recipe: Recipe, size: Size, reward: Size | None = None, classi
         if gpu_memory_needed(recipe, size, reward, classifiers) > SHARE_OF_GPU * capacity:
             shard = "fsdp"
     share = max(devices.count(device) for device in devices)
-    return Placement(launcher_of(cluster), str(cluster.nodes), devices, shard, share, capacity)
+    apart = cluster.sample_workers
+    return Placement(launcher_of(cluster), str(cluster.nodes), devices, shard, share, apart, capacity)
 
 
 def _gpu_capacity() -> int:
@@ -157,7 +160,8 @@ def worker_lines(plan: WorkerPlan) -> list[str]:
     hosts = "" if placement.nodes == "1" else f" on each of {placement.nodes} hosts that is like this one"
     who = f"{count} workers on {kinds}" if count > 1 else f"1 process on {kinds}"
     how = f", launcher {placement.launcher}, shard {placement.shard}" if count > 1 else ""
-    lines = [f"workers: {who}{hosts}{how}"]
+    apart = f"; in the policy stage {placement.sample_workers} of all only sample" if placement.sample_workers else ""
+    lines = [f"workers: {who}{hosts}{how}{apart}"]
     for name, stage in plan.stages.items():
         parts = [
             f"weights {gigabytes(stage.weights)}",

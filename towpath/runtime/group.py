@@ -26,6 +26,7 @@ from towpath.recipe import Model
 from towpath.runtime import passes, sharding
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot
 from towpath.runtime.shares import deal_rows, rows_of_groups
+from towpath.runtime.weight_bridge import WeightBridge
 from towpath.runtime.worker_states import WorkerState
 from towpath.runtime.workers import Workers
 
@@ -57,8 +58,14 @@ class Group:
         packing: bool = True,
         training: bool = True,
         shard: Literal["auto", "replicate", "fsdp"] = "replicate",
+        samplers: "Group | None" = None,
     ) -> None:
         self.workers = workers
+        self.samplers = samplers
+        """Workers that only sample; None where those that train do."""
+        self.specs: dict[str, RoleSpec] = {}
+        """Of the roles that are open."""
+        self._bridge = samplers and WeightBridge(self, samplers)
         self._shard = shard
         self._sharded = False
         self._launched = False
@@ -197,11 +204,13 @@ class Group:
         """Open the roles in every worker; what trains must begin the same everywhere."""
         if not self._launched:
             self._launch(roles)
+        self.specs |= roles
         self._all("open", roles=dict(roles), optimizer=optimizer)
         if any(spec.learning_rate is not None for spec in roles.values()):
             self._require_equal("at the start")
 
     def close(self, role: str) -> None:
+        self.specs.pop(role, None)
         self._all("close", role=role)
 
     def _require_equal(self, when: str) -> None:
@@ -371,8 +380,10 @@ class Group:
         self._first("export_adapter", role=role, folder=folder)
 
     def publish(self, role: str, engine: Any) -> int:
-        """Give the engine of every worker the role's weights."""
-        return engine.publish(self, role)
+        """Give the engine of every worker, or of every one that only samples, the role's weights."""
+        if self._bridge is not None:
+            self._bridge.send(role)
+        return engine.publish(role)
 
     # Facts
 
@@ -384,15 +395,16 @@ class Group:
 
     def memory_in_use(self) -> float:
         """Bytes of all workers."""
-        return sum(self._all("memory_in_use"))
+        own = sum(self._all("memory_in_use"))
+        return own + sum(state.memory_bytes for state in self.samplers.workers.states) if self.samplers else own
 
     def worker_states(self) -> Sequence[WorkerState]:
         """As this process last heard of them."""
-        return self.workers.states
+        return [*self.workers.states, *(self.samplers.workers.states if self.samplers else ())]
 
     def record_workers(self, path: Path) -> None:
         """Keep a file with the state of the workers from now on."""
-        self.workers.record(path)
+        self.workers.record(path, self.samplers.workers.states if self.samplers else ())
 
     def agree(self, value: float) -> float:
         """The number itself: one process decides."""

@@ -15,22 +15,43 @@ from towpath.runtime.launchers import open_workers
 from towpath.runtime.local import PACK_WIDTH, Local
 from towpath.runtime.memory_plan import of_classifier
 from towpath.runtime.process import device_named, dtype_named
+from towpath.runtime.workers import close_shared_workers
 
 R = TypeVar("R", bound=Local)
 
 
 def launch(
-    model: Model, pad: int, packing: bool = True, training: bool = True, cluster: Cluster | None = None
+    model: Model,
+    pad: int,
+    packing: bool = True,
+    training: bool = True,
+    cluster: Cluster | None = None,
+    samples_apart: bool = False,
 ) -> Runtime:
     """One process on one device, or several workers. Layers are compiled, where the recipe says so, only for
-    training."""
+    training. `samples_apart`: where the recipe says so, some of the workers only sample."""
     cluster = cluster or Cluster()
+    if samples_apart and cluster.sample_workers:
+        return _groups_apart(model, pad, packing, training, cluster)
     workers = open_workers(model, cluster)
     if workers is None:
         device = device_named(model.device)
         return local(Local, model, pad, packing, training, dtype_named(model.dtype, device), device)
     dtype = dtype_named(model.dtype, torch.device(workers.devices[0]))
     return Group(workers, model, pad, dtype, packing, training, cluster.shard)
+
+
+def _groups_apart(model: Model, pad: int, packing: bool, training: bool, cluster: Cluster) -> Group:
+    """Workers that train, with others that sample for them."""
+    parts = [open_workers(model, cluster, "training"), open_workers(model, cluster, "sampling")]
+    if any(workers is None or workers.busy for workers in parts):  # of a training that was broken off
+        close_shared_workers()
+        parts = [open_workers(model, cluster, "training"), open_workers(model, cluster, "sampling")]
+    workers, samplers = parts
+    assert workers and samplers
+    dtype = dtype_named(model.dtype, torch.device(workers.devices[0]))
+    beside = Group(samplers, model, pad, dtype, packing, training)
+    return Group(workers, model, pad, dtype, packing, training, cluster.shard, beside)
 
 
 def local(

@@ -4,8 +4,9 @@ a Ray cluster.
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,7 +16,9 @@ from towpath.runtime.present_task import launcher_of
 from towpath.runtime.ray_hosts import RayHosts
 from towpath.runtime.remote import Remote
 from towpath.runtime.task_hosts import TaskHosts
-from towpath.runtime.workers import Workers, close_shared_workers, shared_workers, visible_gpus
+from towpath.runtime.workers import Part, Workers, close_shared_workers, shared_workers, visible_gpus
+
+T = TypeVar("T")
 
 MAX_WORKERS_PER_CORE = 4
 """More than one is of use for tests alone."""
@@ -33,14 +36,15 @@ def open_hosts(model: Model, cluster: Cluster, run: Path) -> None:
     weakref.finalize(hosts, _close_at_exit, kind)
 
 
-def open_workers(model: Model, cluster: Cluster) -> Workers | None:
+def open_workers(model: Model, cluster: Cluster, part: Part = "all") -> Workers | None:
     """The workers of a stage, started when they are first wanted, or wanted after a loss; None where this process does
     the work itself."""
     kind = launcher_of(cluster)
     if kind == "processes":
-        devices = worker_devices(model, cluster)
-        threads = cluster.threads or max(1, torch.get_num_threads() // max(1, len(devices)))
-        return shared_workers(devices, threads, cluster.timeout) if devices else None
+        everywhere = worker_devices(model, cluster)
+        threads = cluster.threads or max(1, torch.get_num_threads() // max(1, len(everywhere)))
+        devices = _chosen(everywhere, cluster, part)
+        return shared_workers(devices, threads, cluster.timeout, part=part) if devices else None
     if kind == "env" and (kind, os.getpid()) not in _hosts:
         raise ResourceError(
             "cluster.launcher = 'env' outside of `towpath run`",
@@ -50,12 +54,34 @@ def open_workers(model: Model, cluster: Cluster) -> Workers | None:
     open_hosts(model, cluster, Path())
     hosts = _hosts[kind, os.getpid()]
     agents = hosts.gather(close_shared_workers)
-    placed = hosts.devices(agents, not model.is_on_cpu)
+    everything = hosts.devices(agents, not model.is_on_cpu)
+    everyone = [agent for _, agent in everything]
+    threads = cluster.threads or max(1, min(agent.facts["cpus"] // everyone.count(agent) for agent in agents))
+    placed = _chosen(everything, cluster, part)
     owners = [agent for _, agent in placed]
-    threads = cluster.threads or max(1, min(agent.facts["cpus"] // owners.count(agent) for agent in agents))
     key = tuple(id(agent) for agent in owners)
     devices = [device for device, _ in placed]
-    return shared_workers(devices, threads, cluster.timeout, lambda: Remote(hosts.listener, owners), key)
+    return shared_workers(devices, threads, cluster.timeout, lambda: Remote(hosts.listener, owners), key, part)
+
+
+def _chosen(placed: Sequence[T], cluster: Cluster, part: Part) -> list[T]:
+    """Of all workers those that train, or those that only sample: the last ones."""
+    if part == "all":
+        return list(placed)
+    require_training_workers(cluster, len(placed))
+    training = len(placed) - cluster.sample_workers
+    return list(placed[:training] if part == "training" else placed[training:])
+
+
+def require_training_workers(cluster: Cluster, workers: int) -> None:
+    """ResourceError where no worker is left to train; 0 workers are this process alone."""
+    if cluster.sample_workers >= max(1, workers):
+        count = f"{workers} worker{'s' * (workers != 1)}" if workers else "one process"
+        raise ResourceError(
+            f"cluster.sample_workers = {cluster.sample_workers} with {count} in all",
+            "at least one worker trains beside those that only sample",
+            f"set cluster.workers to {cluster.sample_workers + 1} or more, or cluster.sample_workers = 0",
+        )
 
 
 def is_open() -> bool:

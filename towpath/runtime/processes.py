@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -27,16 +28,17 @@ class ForkServer:
     """A process that has imported what workers need, and forks them."""
 
     def __init__(self) -> None:
-        mine, theirs = socket.socketpair()
+        mine, peer = socket.socketpair()
         # an import path as this process has it: a checkout that is not installed works, too
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "towpath.runtime.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-m", "towpath.runtime.worker", str(peer.fileno())],
+            pass_fds=[peer.fileno()],
             env=environment,
         )
-        theirs.close()
+        peer.close()
         self.channel = Channel(mine, START_SECONDS)
+        self._lock = threading.RLock()
         self.ended: dict[int, int] = {}
         """Exit status by process."""
         weakref.finalize(self, _end, self.process, self.channel)
@@ -44,11 +46,12 @@ class ForkServer:
 
     def fork(self, request: Mapping[str, Any], timeout: float) -> tuple[Channel, int]:
         """A new worker: the connection to it, and its process."""
-        mine, theirs = socket.socketpair()
-        self.channel.send({"fork": dict(request)})
-        socket.send_fds(self.channel.connection, [b"f"], [theirs.fileno()])
-        theirs.close()
-        return Channel(mine, timeout), self.receive("forked")
+        mine, peer = socket.socketpair()
+        with self._lock:
+            self.channel.send({"fork": dict(request)})
+            socket.send_fds(self.channel.connection, [b"f"], [peer.fileno()])
+            peer.close()
+            return Channel(mine, timeout), self.receive("forked")
 
     def receive(self, key: str) -> Any:
         """The server's next message of a kind; those on ended workers are remembered."""
@@ -66,7 +69,7 @@ class ForkServer:
     def exit_status(self, pid: int) -> int | None:
         """How a worker ended, if that is known within a moment."""
         deadline = time.monotonic() + EXIT_SECONDS
-        with suppress(ResourceError):
+        with suppress(ResourceError), self._lock:
             while pid not in self.ended and time.monotonic() < deadline:
                 if select.select([self.channel], [], [], 0.1)[0]:
                     self.receive("ended")
@@ -74,7 +77,7 @@ class ForkServer:
 
     def kill(self, pids: Sequence[int]) -> None:
         """End workers, also those that are stopped."""
-        with suppress(ChannelClosed, ResourceError):
+        with suppress(ChannelClosed, ResourceError), self._lock:
             self.channel.send({"kill": list(pids)})
             self.receive("killed")
 

@@ -216,6 +216,10 @@ class Agent:
             self.drop()
 
 
+_lock = threading.RLock()
+"""Of the messages to agents, which the groups of their workers share."""
+
+
 class Remote:
     """The workers of one group, each forked by one of the agents."""
 
@@ -250,8 +254,9 @@ class Remote:
                 "environment": environment,
                 "worker": key,
             }
-            agent.send({"fork": request})
-            self._pids.append(agent.receive("forked", max(LIMIT, timeout)))
+            with _lock:
+                agent.send({"fork": request})
+                self._pids.append(agent.receive("forked", max(LIMIT, timeout)))
         deadline = time.monotonic() + max(timeout, HANDSHAKE_SECONDS)
         return [self._channel(key, rank, deadline, timeout) for rank in range(len(devices))]
 
@@ -270,13 +275,18 @@ class Remote:
 
     def why_ended(self, rank: int) -> str:
         """How a worker ended, as its agent says."""
-        status = self.agents[rank].exit_status(self._pids[rank])
+        with _lock:
+            status = self.agents[rank].exit_status(self._pids[rank])
         if not self.agents[rank].alive:
             return f"was lost with its host {self.agents[rank].name}"
         return describe_status(status)
 
     def end(self) -> None:
         """End all workers; an agent that does not answer is given up, and ends its own."""
+        with _lock:
+            self._end()
+
+    def _end(self) -> None:
         pending = []
         for agent in dict.fromkeys(self.agents):
             pids = [pid for pid, owner in zip(self._pids, self.agents, strict=False) if owner is agent]

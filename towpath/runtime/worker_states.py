@@ -20,6 +20,8 @@ PHASE_OF = {
     "step": "train",
     "fit": "train",
     "publish_here": "sync",
+    "send_here": "sync",
+    "receive_here": "sync",
 }
 """Phase of a step that a verb belongs to; all others, such as loading and saving, are `other`."""
 PHASES = ("sample", "score", "train", "sync", "other")
@@ -86,14 +88,17 @@ class WorkersFile:
         if now - self._written < INTERVAL and not lost and not last:
             return
         self._written = now
-        rows = [self._row(state, before, now) for state, before in zip(states, self._before, strict=True)]
+        rows = [
+            self._row(rank, state, before, now)
+            for rank, (state, before) in enumerate(zip(states, self._before, strict=True))
+        ]
         content = {"written_at": time.time(), "timeout": self._timeout, "lost": lost, "workers": rows}
         temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid():08x}")
         with suppress(OSError):
             temporary.write_text(json.dumps(content), encoding="utf-8")
             temporary.replace(self.path)
 
-    def _row(self, state: WorkerState, before: WorkerState, now: float) -> dict[str, Any]:
+    def _row(self, rank: int, state: WorkerState, before: WorkerState, now: float) -> dict[str, Any]:
         used = state.usage.since(before.usage)
         seconds = self._seconds(state, before, now)
         throughput = {
@@ -101,7 +106,7 @@ class WorkersFile:
             "train": used.trained_tokens / seconds["train"] if seconds["train"] else 0.0,
         }
         return {
-            "rank": state.rank,
+            "rank": rank,
             "host": state.host,
             "device": state.device,
             "pid": state.pid,

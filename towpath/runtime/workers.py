@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from towpath.runtime.processes import Processes
 from towpath.runtime.wire import MessageError
 from towpath.runtime.worker_states import Usage, WorkersFile, WorkerState
 
+Part = Literal["all", "training", "sampling"]
+"""The workers of a stage: all of them, or those that train and those that only sample."""
 PROGRESS_FACTOR = 10.0
 """Times the heartbeat's limit that a verb may take without progress."""
 SLOWER = 5.0
@@ -79,6 +81,8 @@ class Workers:
         self._busy = False
         self._request = 0
         self._file: WorkersFile | None = None
+        self._others: Sequence[WorkerState] = ()
+        self._abandoned: BaseException | None = None
         self._dropped: list[int] = []
         """Runtimes of which workers must still let go."""
         self._store: Any = None
@@ -89,9 +93,19 @@ class Workers:
         return len(self.devices)
 
     @property
+    def backend(self) -> str:
+        """Of collectives."""
+        return "nccl" if self.devices[0].startswith("cuda") else "gloo"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way, or was broken off."""
+        return self._busy
+
+    @property
     def alive(self) -> bool:
         """Whether the group can be asked."""
-        return self.lost is None and self.launcher.alive
+        return self.lost is None and self._abandoned is None and self.launcher.alive
 
     def device_shares(self) -> list[int]:
         """For each worker how many use its device."""
@@ -110,21 +124,9 @@ class Workers:
         """Workers meet at a store of this process, and add some numbers, before anything is loaded."""
         port = 0
         if self.count > 1:
-            timeout = timedelta(seconds=self.timeout)
-            # on this address alone: a store listens on all of a host's networks otherwise, and asks for no token
-            listener = socket.create_server((self.launcher.address, 0))
-            port = listener.getsockname()[1]
-            self._store = dist.TCPStore(
-                self.launcher.address,
-                port,
-                None,
-                True,
-                timeout,
-                wait_for_workers=False,
-                master_listen_fd=listener.detach(),
-            )
+            self._store, port = self.open_store()
         shared = {
-            "backend": "nccl" if self.devices[0].startswith("cuda") else "gloo",
+            "backend": self.backend,
             "address": self.launcher.address,
             "port": port,
             "prefix": uuid.uuid4().hex,
@@ -136,19 +138,40 @@ class Workers:
             state.host = host
             state.pid = pid
 
+    def abandon(self, error: BaseException) -> None:
+        """End the group, and the request that is under way, from another thread: what it waits for will not come."""
+        self._abandoned = error
+
+    def open_store(self) -> tuple[Any, int]:
+        """A store of this process where workers can meet, and its port."""
+        # on this address alone: a store listens on all of a host's networks otherwise, and asks for no token
+        listener = socket.create_server((self.launcher.address, 0))
+        port = listener.getsockname()[1]
+        store = dist.TCPStore(
+            self.launcher.address,
+            port,
+            None,
+            True,
+            timedelta(seconds=self.timeout),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+        return store, port
+
     def close(self) -> None:
         """End all workers at once, also those that are stopped."""
         self._finalizer()
 
-    def record(self, path: Path) -> None:
-        """Keep a file with the state of all workers, from now on."""
+    def record(self, path: Path, others: Sequence[WorkerState] = ()) -> None:
+        """Keep a file with the state of all workers, and of others, from now on."""
         if self._file is None or self._file.path != path:
-            self._file = WorkersFile(path, self.states, self.timeout)
+            self._others = others
+            self._file = WorkersFile(path, [*self.states, *others], self.timeout)
         self._write_file()
 
     def _write_file(self, lost: str = "", last: bool = False) -> None:
         if self._file is not None:
-            self._file.write(self.states, lost, last)
+            self._file.write([*self.states, *self._others], lost, last)
 
     # Messages
 
@@ -259,6 +282,7 @@ class Workers:
                         self.longest[name] = max(self.longest.get(name, 0.0), message["seconds"])
                         yield rank, message["reply"]
                 self._write_file()
+                self._require_partner()
                 self._require_progress(waiting, failures)
         self._busy = False
         if failures:
@@ -312,6 +336,13 @@ class Workers:
             limit = max(self.timeout * PROGRESS_FACTOR, SLOWER * self.longest.get(self.states[rank].verb, 0.0))
             if now - self.states[rank].progressed > limit:
                 self._lose(rank, f"has made no progress for {limit:.0f} s")
+
+    def _require_partner(self) -> None:
+        """End the group where other workers, of which it needs something, are lost."""
+        if self._abandoned is not None:
+            self.lost = WorkerLost("the group of workers was ended", "workers that it needs were lost")
+            self.close()
+            raise self._abandoned
 
     def _ended_by(self, failure: tuple[int, Mapping[str, Any]]) -> Exception:
         """The exception of a worker that the others wait for in vain: the group cannot be used again."""
@@ -371,12 +402,17 @@ def shared_workers(
     timeout: float,
     launcher: Callable[[], Launcher] = Processes,
     hosts: tuple[int, ...] = (),
+    part: Part = "all",
 ) -> Workers:
     """The workers of this process with these settings on these hosts, started when they are first wanted, or wanted
-    after a loss."""
-    key = (tuple(devices), threads, timeout, hosts, os.getpid())
+    after a loss. Groups of all workers and of parts of them are not there at the same time."""
+    key = (tuple(devices), threads, timeout, hosts, os.getpid(), part)
+    for other in [other for other in _shared if (other[-1] == "all") != (part == "all")]:
+        _shared.pop(other).close()
     workers = _shared.get(key)
     if workers is None or not workers.alive:
+        if workers is not None:
+            workers.close()
         _shared[key] = workers = Workers(devices, threads, timeout, launcher())
     return workers
 

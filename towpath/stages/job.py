@@ -61,9 +61,10 @@ class Job(Generic[C]):
         key = "reward.base" if reward.base else "reward.pretrained"
         return Chat(base.load_tokenizer(base.find(reward.source, self.run, key)), reward.template)
 
-    def launch(self, packing: bool = True, training: bool = True) -> Runtime:
-        """A runtime for this stage."""
-        runtime = self.launcher(self.config.model, self.chat.pad, packing, training, self.config.cluster)
+    def launch(self, packing: bool = True, training: bool = True, samples_apart: bool = False) -> Runtime:
+        """A runtime for this stage; `samples_apart`: with the workers that the recipe sets apart for sampling."""
+        apart = {"samples_apart": True} if samples_apart and self.config.cluster.sample_workers else {}
+        runtime = self.launcher(self.config.model, self.chat.pad, packing, training, self.config.cluster, **apart)
         runtime.record_workers(self.folder / manifest.WORKERS)
         return runtime
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +37,22 @@ from towpath.store.publish import fault_point, replace_file
 Numbers = dict[str, float]
 CHECKPOINT_SHARE = 0.05
 """Largest share of the time that may go into writing checkpoints."""
+
+
+class Carried(Protocol):
+    """What a step takes from the one before it, besides weights: it is part of the checkpoint between them."""
+
+    def write_carried(self, step: int, folder: Path) -> None:
+        """Add to the folder of a checkpoint what the step after it needs."""
+        ...
+
+    def read_carried(self, step: int, folder: Path) -> None:
+        """Take it from there."""
+        ...
+
+    def discard_carried(self) -> None:
+        """Forget it: the weights were replaced."""
+        ...
 
 
 @dataclass
@@ -74,6 +91,8 @@ class LoopConfig:
     """metrics -> a reason to stop and keep the best weights, or an empty string."""
     knobs: Numbers = field(default_factory=dict)
     """Initial values of what may change during training, such as the KL coefficient."""
+    carried: Carried | None = None
+    """Such as rollouts that are sampled ahead."""
 
 
 @dataclass
@@ -104,7 +123,7 @@ def train(config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], title:
     monitor = HealthMonitor(
         job.config.health, job.folder, job.log.recorder, facts, job.findings, config.steps, config.knobs
     )
-    saver = _Saver(checkpoints, runtime, job, begin)
+    saver = _Saver(checkpoints, runtime, job, begin, config.carried)
     with progress(title, config.steps, start=begin) as bar, interrupt.defer_signals():
         for step in range(begin, config.steps):
             if state.stopped:
@@ -118,7 +137,7 @@ def train(config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], title:
             last = step + 1 == config.steps or bool(state.stopped)
             if config.validate and (last or (step + 1) % config.validate_every == 0):
                 best = _validate(config, runtime, job, step, state, best)
-            _apply(monitor.after_step(step, state.knobs), runtime, state, best)
+            _apply(monitor.after_step(step, state.knobs), config, runtime, state, best)
             _require_finite(job, step, metrics["grad_norm"], monitor, runtime)
             bar.advance(1, "  ".join(f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl") if key in metrics))
             if last or state.stopped or saver.due() or interrupt.stop_requested():
@@ -215,7 +234,7 @@ def _notify(job: Job[TrainingConfig], event: str, step: int, metrics: Numbers) -
     return stopped
 
 
-def _apply(action: Action, runtime: Runtime, state: TrainState, best: Snapshot | None) -> None:
+def _apply(action: Action, config: LoopConfig, runtime: Runtime, state: TrainState, best: Snapshot | None) -> None:
     """Apply an action of the health monitor: new knobs, best weights, stop."""
     state.knobs = action.knobs
     if action.reset_best:
@@ -223,6 +242,8 @@ def _apply(action: Action, runtime: Runtime, state: TrainState, best: Snapshot |
     if action.restore_best and best is not None:
         runtime.restore(best)
         runtime.reset_optimizer()
+        if config.carried:
+            config.carried.discard_carried()
         state.stopped = ""  # the restored weights are those from before the reason to stop
     state.stopped = state.stopped or action.stop
 
@@ -275,6 +296,8 @@ def _resume(
         return 0, TrainState(dict(config.knobs)), None
     step, folder, notes = newest
     best = runtime.read_state(folder)
+    if config.carried:
+        config.carried.read_carried(step, folder)
     job.log.rewind(step)
     if notes["best_score"] is None:
         notes["best_score"] = -math.inf
@@ -284,10 +307,18 @@ def _resume(
 class _Saver:
     """Writes checkpoints at intervals, by the clock of the first process, and when a run is stopped."""
 
-    def __init__(self, checkpoints: Checkpoints, runtime: Runtime, job: Job[TrainingConfig], step: int) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        runtime: Runtime,
+        job: Job[TrainingConfig],
+        step: int,
+        carried: Carried | None = None,
+    ) -> None:
         self.checkpoints = checkpoints
         self.runtime = runtime
         self.job = job
+        self.carried = carried
         self.step = step
         """The step of the newest checkpoint, 0 for none."""
         self._at = time.monotonic()
@@ -304,7 +335,13 @@ class _Saver:
             notes = dict(state.__dict__)
             if not math.isfinite(state.best_score):
                 notes["best_score"] = None
-            self.checkpoints.publish(step, lambda folder: self.runtime.write_state(folder, best), notes)
+
+            def write(folder: Path) -> None:
+                self.runtime.write_state(folder, best)
+                if self.carried:
+                    self.carried.write_carried(step, folder)
+
+            self.checkpoints.publish(step, write, notes)
             self.step = step
             self._at = time.monotonic()
             self._interval = _checkpoint_interval(self.job.checkpoint_seconds, self._at - started)

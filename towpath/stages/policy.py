@@ -108,6 +108,7 @@ def _on_rollouts(job: Job[PolicyConfig], algo: ModuleType, experience: Experienc
         stop_if=stop_if,
         on_batch_end=experience.fit_critic,
         knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
+        carried=experience if cfg.staleness else None,
     )
 
 
@@ -142,7 +143,7 @@ def _on_pairs(job: Job[PolicyConfig], algo: ModuleType, pairs: Comparisons, expe
 def open_runtime(job: Job[PolicyConfig], algo: ModuleType) -> tuple[Runtime, dict[str, RoleSpec]]:
     """A runtime with the roles an algorithm needs."""
     roles = _roles(job, algo)
-    runtime = job.launch()
+    runtime = job.launch(samples_apart=True)
     runtime.open(roles, OptimizerConfig(eps=1e-5))
     if "critic" in roles:
         _init_critic(job, runtime)
@@ -213,8 +214,8 @@ def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleS
         config.seed,
         job.name,
         job.folder,
-        0.0 if is_local else config.engine.correction,
-        is_local and runtime.environment()["arithmetic"] == "float32",
+        0.0 if is_local and not cfg.staleness else config.engine.correction,
+        is_local and not cfg.staleness and runtime.environment()["arithmetic"] == "float32",
         critic,
         _previous_policy(job) is None,
     )

@@ -1,0 +1,279 @@
+"""Workers that only sample, and rollouts that are sampled one update ahead: the same bits as one process gives, also
+after a kill."""
+
+import functools
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from command import SETTINGS, start, towpath
+from test_cluster_runs import weights as weights_of_run
+from test_group import ALGORITHMS, PROMPTS, curves, vowels, weights
+
+import towpath as tp
+from towpath import recipe as recipes
+from towpath.errors import ResourceError
+from towpath.recipe import Cluster, Model
+from towpath.run import training
+from towpath.run.cluster_checks import check_cluster
+from towpath.run.fingerprint import plan_stages
+from towpath.run.loading import load_corpus
+from towpath.runtime.background import Background
+from towpath.runtime.group import Group
+from towpath.runtime.launch import launch
+from towpath.runtime.launchers import open_workers
+from towpath.runtime.workers import _shared, close_shared_workers, shared_workers
+from towpath.stages.job import Job
+from towpath.store import manifest
+
+pytestmark = pytest.mark.slow
+APART = {"workers": 2, "sample_workers": 1, "threads": 1, "timeout": 5.0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """As each worker has."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    close_shared_workers()
+
+
+def train(name: str, folder: Path, cluster: dict | None = None, **settings) -> training.Trained:
+    common = {"model": "tiny", "dtype": "float32", "max_new_tokens": 8, "validate_every": 2, "learning_rate": 1e-4}
+    algo = name.partition("-")[0]
+    settings = common | ALGORITHMS[name] | {"steps": 4} | settings
+    return tp.train(algo, folder=folder, prompts=PROMPTS, reward=vowels, cluster=cluster or {}, **settings)
+
+
+def require_same(one: training.Trained, other: training.Trained) -> None:
+    assert curves(one) == curves(other)
+    for key, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(other)[key]), key
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("name", ["ppo", "ppo-full", pytest.param("grpo", marks=pytest.mark.proof)])
+def test_a_worker_that_trains_and_one_that_samples_give_the_bits_of_one_process(name, staleness, tmp_path) -> None:
+    one = train(name, tmp_path / "one", staleness=staleness)
+    apart = train(name, tmp_path / "apart", APART, staleness=staleness)
+    require_same(one, apart)
+    # the worker that trains has sampled nothing, and the other has trained nothing
+    trains, samples = manifest.read_workers(apart.job.folder)["workers"]
+    assert (trains["rank"], samples["rank"]) == (0, 1)
+    assert trains["seconds"]["train"] > 0 and trains["seconds"]["sample"] == 0
+    assert samples["seconds"]["sample"] > 0 and samples["seconds"]["train"] == 0
+    assert trains["seconds"]["sync"] > 0 and samples["sync_bytes"] > 0
+
+
+def test_stale_rollouts_are_those_of_the_policy_one_update_earlier(tmp_path) -> None:
+    fresh = train("grpo", tmp_path / "fresh")
+    stale = train("grpo", tmp_path / "stale", staleness=1)
+    steps = [[row for row in one.metrics if row["phase"] == "train"] for one in (fresh, stale)]
+    assert all(row["sampler_error"] < 1e-4 and "stale_error" not in row for row in steps[0])
+    # the first rollout is sampled by the policy that it trains
+    first, *later = (row["stale_error"] for row in steps[1])
+    assert first < 1e-4 and all(error > 100 * first for error in later), (first, later)
+    # that rollout is the same in both; the second is sampled by the untrained policy where it is stale
+    assert steps[0][0]["score"] == steps[1][0]["score"] and steps[0][1]["kl"] != 0
+    assert steps[1][1]["loss"] != steps[0][1]["loss"]
+    assert not any("sampler_error" in row for row in steps[1])
+
+
+@pytest.mark.parametrize("shard", ["replicate", "fsdp"])
+@pytest.mark.parametrize("name", ["ppo", "ppo-full"])
+def test_two_workers_train_and_two_sample(name, shard, tmp_path, monkeypatch) -> None:
+    """In float64, so that the order of sums makes no visible difference; also with weights that are gathered before
+    they are sent."""
+
+    def launch_apart(model: Model, pad, packing=True, training=True, cluster=None, samples_apart=False):
+        parts = [shared_workers(["cpu"] * 2, 1, 60.0, part=part) for part in ("training", "sampling")]
+        sampling = Group(parts[1], model, pad, torch.float64, packing, training)
+        return Group(parts[0], model, pad, torch.float64, packing, training, shard, sampling)
+
+    def launch_one(model: Model, pad, packing=True, training=True, cluster=None, samples_apart=False):
+        return Group(shared_workers(["cpu"], 1, 60.0), model, pad, torch.float64, packing, training)
+
+    trained = []
+    for number, launcher in enumerate((launch_one, launch_apart)):
+        monkeypatch.setattr(training, "Job", functools.partial(Job, launcher=launcher))
+        model = {"source": "tiny", "attention": "sdpa"}
+        trained.append(train(name, tmp_path / str(number), model=model, learning_rate=1e-5, staleness=1))
+    one, apart = trained
+    for row, expected in zip(curves(apart), curves(one), strict=True):
+        assert row == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    for key, tensor in weights(one).items():
+        assert float((weights(apart)[key] - tensor).norm()) <= 1e-6 * float(tensor.norm()), key
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> training.Trained:
+    trained = train("ppo", tmp_path_factory.mktemp("undisturbed"), APART, staleness=1)
+    close_shared_workers()
+    return trained
+
+
+POINTS = ("begin-send_here", "begin-receive_here", "end-receive_here", "end-publish_here", "begin-generate_here")
+
+
+@pytest.mark.parametrize(
+    ("point", "action"),
+    [
+        ("begin-receive_here", "kill"),
+        ("end-generate_here", "stop"),
+        *(
+            pytest.param(point, action, marks=pytest.mark.proof)
+            for point in (*POINTS, "begin-step", "begin-connect_here", "begin-connect_first_here")
+            for action in ("kill", "stop", "garbage", "raise")
+        ),
+    ],
+)
+def test_a_lost_worker_costs_a_restart(undisturbed, point, action, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TOWPATH_CHECKPOINT_SECONDS", "0")
+    fault_file = tmp_path / "fault_file"
+    monkeypatch.setenv("TOWPATH_WORKER_FAULT", f"0:{point}:1:{action}:{fault_file}")
+    if action == "raise":
+        with pytest.raises(Exception, match="a fault at"):
+            train("ppo", tmp_path / "run", APART, staleness=1)
+    trained = train("ppo", tmp_path / "run", APART, staleness=1)
+    assert fault_file.exists(), f"{point} was not passed"
+    require_same(undisturbed, trained)
+    if action != "raise":
+        assert len(manifest.read_restarts(trained.job.folder)) == 1
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("moment", range(20))
+def test_random_moments(undisturbed, moment, tmp_path, monkeypatch) -> None:
+    import random
+
+    monkeypatch.setenv("TOWPATH_CHECKPOINT_SECONDS", "0")
+    draw = random.Random(moment)
+
+    def strike() -> None:
+        for workers in list(_shared.values())[draw.randrange(2) :][:1]:
+            with suppress(ProcessLookupError):
+                os.kill(workers.states[0].pid, draw.choice([signal.SIGKILL, signal.SIGSTOP]))
+
+    timer = threading.Timer(draw.uniform(0.1, 6.0), strike)
+    timer.start()
+    trained = train("ppo", tmp_path / "run", APART, staleness=1)
+    timer.cancel()
+    require_same(undisturbed, trained)
+
+
+@pytest.fixture(scope="module")
+def stale_run(tmp_path_factory) -> Path:
+    """A run of the tiny recipe with rollouts ahead of their step."""
+    run = tmp_path_factory.mktemp("stale") / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    done = towpath("run", run, *SETTINGS, *STALE)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+STALE = [
+    argument
+    for setting in (
+        "cluster.workers=2",
+        "cluster.sample_workers=1",
+        "cluster.threads=1",
+        "policy.staleness=1",
+        "policy.steps=4",
+    )
+    for argument in ("--set", setting)
+]
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_run_that_ends_in_mid_training_resumes_with_the_same_bits(stale_run, how, tmp_path) -> None:
+    """Killed or stopped while a rollout is ahead: the checkpoint has that of its next step."""
+    run = tmp_path / "run"
+    shutil.copytree(stale_run, run)
+    shutil.rmtree(next(run.glob("stages/policy/*")))
+    shutil.rmtree(next(run.glob("stages/evaluate/*")))
+    environment = {"TOWPATH_CHECKPOINT_SECONDS": "0"} if how == "kill" else {}
+    process = start("run", run, *SETTINGS, *STALE, out=tmp_path / "out", err=tmp_path / "err", **environment)
+    wanted = "stages/policy/*/checkpoints/step_2" if how == "kill" else "stages/policy/*/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = list(run.glob(wanted))
+        if found and (how == "kill" or '"train"' in found[0].read_text()):
+            break
+        time.sleep(0.02)
+    process.kill() if how == "kill" else process.terminate()
+    process.join(60)
+    assert process.exitcode == (-9 if how == "kill" else 75), (tmp_path / "err").read_text()
+    newest = max(run.glob("stages/policy/*/checkpoints/step_*"))
+    assert (newest / "rollout_ahead.safetensors").exists()
+    done = towpath("run", run, *SETTINGS, *STALE)
+    assert done.returncode == 0, done.stderr
+    assert weights_of_run(run) == weights_of_run(stale_run)
+
+
+def test_the_placement_does_not_change_a_stage_and_staleness_does(stale_run) -> None:
+    def fingerprint(*settings: str) -> str:
+        recipe = recipes.load(stale_run, ["policy.steps=4", *settings])
+        corpus = load_corpus(recipe, stale_run)
+        return next(
+            stage.fingerprint for stage in plan_stages(recipe, stale_run, corpus, None) if stage.kind == "policy"
+        )
+
+    plain = fingerprint()
+    assert fingerprint("cluster.workers=2", "cluster.sample_workers=1") == plain
+    assert fingerprint("policy.staleness=1") != plain
+    assert fingerprint("policy.staleness=1", "engine.correction=3") != fingerprint("policy.staleness=1")
+    assert fingerprint("engine.correction=3") == plain
+
+
+def test_workers_of_all_stages_and_of_parts_are_not_there_at_the_same_time() -> None:
+    cluster = Cluster(**APART)
+    model = Model(source="tiny")
+    everyone = open_workers(model, cluster)
+    training_part = open_workers(model, cluster, "training")
+    sampling_part = open_workers(model, cluster, "sampling")
+    assert everyone and training_part and sampling_part
+    assert (everyone.count, training_part.count, sampling_part.count) == (2, 1, 1)
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):
+            os.kill(everyone.states[0].pid, 0)
+            time.sleep(0.1)
+    assert open_workers(model, cluster, "training") is training_part
+    again = open_workers(model, cluster)
+    assert again is not everyone and again is not None and again.ask("memory", [{}, {}])
+
+
+@pytest.mark.parametrize(("workers", "word"), [("auto", "one process"), (1, "1 worker"), (2, "2 workers")])
+def test_at_least_one_worker_must_train(workers, word) -> None:
+    cluster = Cluster(workers=workers, sample_workers=2)
+    with pytest.raises(ResourceError, match=rf"cluster.sample_workers = 2 with {word} in all"):
+        launch(Model(source="tiny", device="cpu"), 0, cluster=cluster, samples_apart=True)
+
+
+def test_check_names_too_few_workers_and_staleness_without_gain(tmp_path) -> None:
+    run = tmp_path / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    recipe = recipes.load(run, ["cluster.sample_workers=1"])
+    (finding,) = check_cluster(recipe, run, tmp_path)
+    assert (
+        finding.severity == "error" and "one process" in finding.evidence and "cluster.workers to 2" in finding.remedy
+    )
+    recipe = recipes.load(run, ["policy.staleness=1"])
+    (finding,) = check_cluster(recipe, run, tmp_path)
+    assert finding.severity == "warning" and "no time is gained" in finding.cause
+
+
+def test_a_background_function_gives_its_result_or_its_error() -> None:
+    assert Background(lambda: 3).result() == 3
+    failed = Background(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failed.result()
+    assert failed.done and failed.wait(0)
