@@ -195,10 +195,10 @@ def main() -> None:
             "ceiling": ceiling,
             "samples": {str(workers): measured for workers, measured in samples.items()},
         }
-        found = results["tasks"][task]
+        result = results["tasks"][task]
         print(
-            f"{task}: {found['speedup']:.2f}× of at most {ceiling:.2f}×, one worker costs "
-            f"{found['one_worker_over_local']:.3f}× of local",
+            f"{task}: {result['speedup']:.2f}× of at most {ceiling:.2f}×, one worker costs "
+            f"{result['one_worker_over_local']:.3f}× of local",
             flush=True,
         )
     if arguments.json:

@@ -83,8 +83,8 @@ def test_stale_rollouts_are_those_of_the_policy_one_update_earlier(tmp_path) -> 
     first, *later = (row["stale_error"] for row in steps[1])
     assert first < 1e-4 and all(error > 100 * first for error in later), (first, later)
     # that rollout is the same in both; the second is sampled by the untrained policy where it is stale
-    assert steps[0][0]["score"] == steps[1][0]["score"] and steps[0][1]["kl"] != 0
-    assert steps[1][1]["loss"] != steps[0][1]["loss"]
+    assert steps[0][0]["reward"] == steps[1][0]["reward"] and steps[0][1]["kl"] != 0
+    assert steps[1][1]["reward"] != steps[0][1]["reward"]
     assert not any("sampler_error" in row for row in steps[1])
 
 
@@ -205,8 +205,8 @@ def test_a_run_that_ends_in_mid_training_resumes_with_the_same_bits(stale_run, h
     wanted = "stages/policy/*/checkpoints/step_2" if how == "kill" else "stages/policy/*/metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = list(run.glob(wanted))
-        if found and (how == "kill" or '"train"' in found[0].read_text()):
+        written = list(run.glob(wanted))
+        if written and (how == "kill" or '"train"' in written[0].read_text()):
             break
         time.sleep(0.02)
     process.kill() if how == "kill" else process.terminate()

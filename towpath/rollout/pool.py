@@ -15,6 +15,7 @@ from towpath.recipe import Decoding, EngineConfig
 from towpath.rollout.engine import SampleOutput, SampleRequest, Tick, engine_module
 from towpath.runtime.group import Group
 from towpath.runtime.shares import deal
+from towpath.runtime.weight_bridge import WeightBridge
 
 ROWS_AT_ONCE = 256
 """Requests that a worker gets at a time, so that one whose answers end early can take over from another."""
@@ -24,14 +25,17 @@ class Pool:
     """The engines of a group's workers as one engine."""
 
     def __init__(self, group: Group, section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> None:
-        self.is_apart = group.samplers is not None
+        self._bridge = WeightBridge(group, group.samplers) if group.samplers else None
+        self.is_apart = self._bridge is not None
         """Whether its workers only sample, so that others can train at the same time."""
         self.group = group = group.samplers or group
         self.version = 0
         group.run_everywhere(f"{__name__}:open_here", section=section, chat=chat, folder=folder, max_tokens=max_tokens)
 
     def publish(self, role: str) -> int:
-        """Give every engine the weights that its worker has of the role."""
+        """Give every engine the role's weights; where its worker does not train they are sent there first."""
+        if self._bridge is not None:
+            self._bridge.send(role)
         versions = self.group.run_everywhere(f"{__name__}:publish_here", role=role)
         assert len(set(versions)) == 1
         self.version = versions[0]

@@ -26,7 +26,6 @@ from towpath.recipe import Model
 from towpath.runtime import passes, sharding
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot
 from towpath.runtime.shares import deal_rows, rows_of_groups
-from towpath.runtime.weight_bridge import WeightBridge
 from towpath.runtime.worker_states import WorkerState
 from towpath.runtime.workers import Workers
 
@@ -65,7 +64,6 @@ class Group:
         """Workers that only sample; None where those that train do."""
         self.specs: dict[str, RoleSpec] = {}
         """Of the roles that are open."""
-        self._bridge = samplers and WeightBridge(self, samplers)
         self._shard = shard
         self._sharded = False
         self._launched = False
@@ -381,8 +379,6 @@ class Group:
 
     def publish(self, role: str, engine: Any) -> int:
         """Give the engine of every worker, or of every one that only samples, the role's weights."""
-        if self._bridge is not None:
-            self._bridge.send(role)
         return engine.publish(role)
 
     # Facts

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,10 +15,7 @@ from torch import Tensor
 from towpath.errors import TrainingError
 from towpath.models.quantized import whole
 from towpath.runtime.background import Background
-
-if TYPE_CHECKING:
-    from towpath.runtime.group import Group
-
+from towpath.runtime.group import Group
 
 LOSS_SECONDS = 2.0
 """Time in which the loss of a worker is known after its connections have ended."""
@@ -27,7 +24,7 @@ LOSS_SECONDS = 2.0
 class WeightBridge:
     """The connection of two groups, made when weights are first sent."""
 
-    def __init__(self, training: "Group", sampling: "Group") -> None:
+    def __init__(self, training: Group, sampling: Group) -> None:
         self.training = training
         self.sampling = sampling
         self._opened: set[str] = set()
@@ -78,16 +75,16 @@ class WeightBridge:
                 self.training.workers.abandon(error)  # they would wait for what is gone
                 raise
 
-        asked = Background(ask)
+        receiving = Background(ask)
         try:
             results = self.training.run_everywhere(f"{__name__}:{first}", **arguments)
         except Exception as error:
-            if asked.wait(LOSS_SECONDS):
-                asked.result()  # who is lost is the reason that the others failed
+            if receiving.wait(LOSS_SECONDS):
+                receiving.result()  # who is lost is the reason that the others failed
             self.sampling.workers.abandon(error)
             self.training.workers.abandon(error)
             raise
-        return results, asked.result()
+        return results, receiving.result()
 
 
 # In a worker
