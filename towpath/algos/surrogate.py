@@ -53,7 +53,7 @@ def loss(
     if kl_coef:
         sums["kl_loss"] = k3
     if "on_policy" in c:
-        sums["stale_error" if "stale" in c else "sampler_error"] = read(old_BT - c["old_logp"]).abs()
+        sums["sampler_error"] = read(old_BT - c["old_logp"]).abs()
     return cost.sum(), {name: (x.detach().sum(), tokens) for name, x in sums.items()}
 
 

@@ -122,9 +122,8 @@ class Experience:
         draws = self.draws(step)
         rollouts, seconds = self._sample(step, draws, temperature)
         sampled = time.monotonic()
-        batch = self.compute_logprobs(
-            rollouts, temperature, self.policy.epochs == 1 and self.policy.batch >= len(draws)
-        )
+        single_update = self.policy.epochs == 1 and self.policy.batch >= len(draws)
+        batch = self.compute_logprobs(rollouts, temperature, single_update and not self.policy.staleness)
         # completions of one prompt are neighbours: rows 0..group-1 are group 0
         batch = batch.with_columns(group=torch.arange(len(draws)) // self.policy.group)
         if self.policy.staleness:
