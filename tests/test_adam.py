@@ -21,7 +21,8 @@ from towpath.models.cpu.plain import AdamWStep
 from towpath.recipe import Decoding
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 from towpath.stages import policy
 
 needs_kernels = pytest.mark.skipif(build.library() is None, reason=build.refusal())

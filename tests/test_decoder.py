@@ -14,7 +14,8 @@ from towpath.models import attention_choice, lm, packed_batch
 from towpath.models.adapters import Adapters
 from towpath.models.cpu import layers
 from towpath.models.packed_batch import PackedBatch
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 
 KINDS = {
     "llama": (LlamaForCausalLM, LlamaConfig),

@@ -32,7 +32,8 @@ from towpath.run import gpu_checks, sizes
 from towpath.runtime import local as local_module
 from towpath.runtime import memory_plan, process, transfer
 from towpath.runtime.contract import RoleSpec
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 
 DRAW = np.random.default_rng(5)
 PROMPTS = [DRAW.integers(3, 250, n) for n in (4, 9)]

@@ -14,7 +14,8 @@ from towpath.recipe import Decoding
 from towpath.rollout import generate as sampler
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 
 PROGRAM = """
 import json, resource, sys
@@ -22,7 +23,8 @@ import numpy as np, torch
 from pathlib import Path
 from towpath.data.batch import Batch, Row
 from towpath.models import base
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 
 torch.set_num_threads(1)
 draw, runtime = np.random.default_rng(0), Local(10**9)

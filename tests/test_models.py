@@ -19,7 +19,8 @@ from towpath.models.heads import WIDE, RidgeHead, ScalarHead
 from towpath.models.lora_layers import LoraLinear, Switch
 from towpath.runtime import process
 from towpath.runtime.checkpoints import Checkpoints
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 from towpath.stages import loop
 
 RNG = np.random.default_rng(3)

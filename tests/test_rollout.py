@@ -15,7 +15,8 @@ from towpath.recipe import Decoding
 from towpath.rollout import local, sampling
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 
 PROMPTS = [[5, 9, 20, 31], [7, 8], [40, 41, 42, 43, 44, 45, 46], [99]]
 

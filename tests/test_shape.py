@@ -22,7 +22,8 @@ from towpath.rollout import local
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.run import model_checks, sizes
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 
 TINY: dict[str, Any] = {
     "vocab_size": 800,

@@ -11,7 +11,8 @@ from towpath.errors import ModelError
 from towpath.models import check_model
 from towpath.models.attention_choice import register
 from towpath.models.head import has_plain_logits, head_of, token_logprobs
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 
 SMALL = {
     "vocab_size": 128,

@@ -22,7 +22,8 @@ from towpath.models.heads import RidgeHead, ScalarHead
 from towpath.recipe import Recipe
 from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Prompt
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local
+from towpath.runtime.models import Role
 from towpath.stages import loop as train_loop
 from towpath.stages import requeue
 from towpath.stages.job import Job

@@ -12,8 +12,9 @@ from towpath.runtime.contract import Runtime
 from towpath.runtime.group import Group
 from towpath.runtime.group_classifier import GroupClassifier
 from towpath.runtime.launchers import open_workers
-from towpath.runtime.local import PACK_WIDTH, Local
+from towpath.runtime.local import Local
 from towpath.runtime.memory_plan import of_classifier
+from towpath.runtime.models import PACK_WIDTH
 from towpath.runtime.process import device_named, dtype_named
 from towpath.runtime.workers import close_shared_workers
 

@@ -29,8 +29,9 @@ from towpath.models.head import has_plain_logits
 from towpath.models.quantized import whole
 from towpath.runtime import state_files
 from towpath.runtime.contract import Loss, Needs, Snapshot, WeightSink
-from towpath.runtime.local import BEST, Local, byte_count
+from towpath.runtime.local import Local, byte_count
 from towpath.runtime.replica import Replica, digest
+from towpath.runtime.weights import BEST
 
 
 class Unit(nn.Module):
