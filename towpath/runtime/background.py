@@ -13,7 +13,8 @@ class Background(Generic[R]):
     def __init__(self, function: Callable[[], R]) -> None:
         self._function = function
         self._results: list[R] = []
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+        """What it raised, once it is done."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -21,7 +22,7 @@ class Background(Generic[R]):
         try:
             self._results.append(self._function())
         except BaseException as error:
-            self._error = error
+            self.error = error
 
     @property
     def done(self) -> bool:
@@ -36,6 +37,6 @@ class Background(Generic[R]):
     def result(self) -> R:
         """What the function returned; raises what it raised."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self._results[0]

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from towpath.errors import TrainingError
+from towpath.errors import TrainingError, WorkerLost
 from towpath.models.quantized import whole
 from towpath.runtime.background import Background
 from towpath.runtime.group import Group
@@ -78,12 +78,12 @@ class WeightBridge:
         receiving = Background(ask)
         try:
             results = self.training.run_everywhere(f"{__name__}:{first}", **arguments)
-        except Exception as error:
-            if receiving.wait(LOSS_SECONDS):
-                receiving.result()  # who is lost is the reason that the others failed
+        except Exception:
+            if receiving.wait(LOSS_SECONDS) and isinstance(receiving.error, WorkerLost):
+                error = receiving.error  # who is lost is the reason that the others failed
             self.sampling.workers.abandon(error)
             self.training.workers.abandon(error)
-            raise
+            raise error from None
         return results, receiving.result()
 
 

@@ -11,6 +11,7 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
@@ -218,7 +219,8 @@ class Workers:
         """Let workers go of a runtime, now or when they are not busy: this may be called at any moment."""
         self._dropped.append(runtime)
         if not self._busy:
-            self._drop_runtimes()
+            with suppress(WorkerLost):  # whoever asks next finds out
+                self._drop_runtimes()
 
     def _drop_runtimes(self) -> None:
         if self._dropped and self.lost is None and self.channels[0].fileno() >= 0:
