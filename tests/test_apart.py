@@ -132,7 +132,7 @@ POINTS = ("begin-send_here", "begin-receive_here", "end-receive_here", "end-publ
         *(
             pytest.param(point, action, marks=pytest.mark.proof)
             for point in (*POINTS, "begin-step", "begin-connect_here", "begin-connect_first_here")
-            for action in ("kill", "stop", "garbage", "raise")
+            for action in ("kill", "stop", "garbage", *["raise"] * point.startswith("begin"))
         ),
     ],
 )

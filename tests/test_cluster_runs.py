@@ -46,6 +46,11 @@ def test_run_has_the_same_stages_gates_and_counts(finished, on_workers) -> None:
             if gate in stage:
                 assert other["stages"][name][gate]["n"] == stage[gate]["n"], name
     assert (on_workers / "reports" / "report.html").stat().st_size > 10_000
+    # each worker has the libraries and the model: more than half of what one process takes
+    sft, sft_of_one = (
+        json.loads(next(run.glob("stages/sft/*/manifest.json")).read_text()) for run in (on_workers, finished)
+    )
+    assert sft["peak_memory_bytes"] > 1.5 * sft_of_one["peak_memory_bytes"]
     # the first stage differs by the order of sums alone
     losses = [json.loads(next(run.glob("stages/sft/*/manifest.json")).read_text()) for run in (finished, on_workers)]
     a, b = (manifest["result"]["validation_loss"] for manifest in losses)

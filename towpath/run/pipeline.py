@@ -198,6 +198,7 @@ class Pipeline:
         inputs = [planned for planned in self.stages if planned.name in stage.inputs]
         fingerprints = {planned.name: planned.fingerprint for planned in inputs}
         unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         content = {
             "stage": stage.name,
             "fingerprint": stage.fingerprint,
@@ -211,7 +212,7 @@ class Pipeline:
             | {"python": platform.python_version(), "machine": platform.machine()},
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            "peak_memory_bytes": peak + manifest.peak_of_workers(stage.folder),
             "workers": _workers(stage.folder),
             "restarts": manifest.read_restarts(stage.folder),
             "findings": [asdict(finding) for finding in findings],

@@ -78,12 +78,14 @@ class WeightBridge:
         receiving = Background(ask)
         try:
             results = self.training.run_everywhere(f"{__name__}:{first}", **arguments)
-        except Exception:
-            if receiving.wait(LOSS_SECONDS) and isinstance(receiving.error, WorkerLost):
-                error = receiving.error  # who is lost is the reason that the others failed
+        except Exception as error:
+            # who is lost is the reason that the others failed
+            lost = receiving.error if receiving.wait(LOSS_SECONDS) else None
             self.sampling.workers.abandon(error)
             self.training.workers.abandon(error)
-            raise error from None
+            if isinstance(lost, WorkerLost):
+                raise lost from None
+            raise
         return results, receiving.result()
 
 

@@ -62,6 +62,8 @@ class WorkerState:
     verb: str = ""
     """The method or function that it computes, empty between two of them."""
     memory_bytes: float = 0.0
+    peak_memory_bytes: float = 0.0
+    """The most that was seen."""
     started: float = 0.0
     last_heard: float = 0.0
     progressed: float = 0.0
@@ -113,6 +115,7 @@ class WorkersFile:
             "verb": state.verb,
             "heartbeat_age": now - state.last_heard if state.verb else 0.0,
             "memory_bytes": state.memory_bytes,
+            "peak_memory_bytes": state.peak_memory_bytes,
             "seconds": seconds,
             "tokens_per_second": throughput,
             "collective_bytes": used.collective_bytes,

@@ -315,6 +315,7 @@ class Workers:
         state.last_heard = time.monotonic()
         if "beat" in message:
             state.memory_bytes = message["beat"]["memory"]
+            state.peak_memory_bytes = max(state.peak_memory_bytes, state.memory_bytes)
             state.stack = message["beat"]["stack"]
             return
         state.progressed = state.last_heard
