@@ -21,6 +21,7 @@ from towpath.models import base, memory
 from towpath.recipe import Cluster, Data, Model, Recipe, load
 from towpath.recipe.reader import check, override
 from towpath.records import Demonstration, Finding, Prompt
+from towpath.rollout import weight_transport
 from towpath.run import cluster_checks, engine_checks, model_checks, preflight, sizes, worker_plan
 from towpath.runtime import launchers, process
 from towpath.runtime.launchers import worker_devices
@@ -553,7 +554,7 @@ def test_untested_vllm_is_an_error(
     run: Path, corpus: Corpus, chat: Chat, version: str, is_tested: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_checks, "installed_version", lambda python: version)
-    findings = preflight.check(recipe_with(engine__type="vllm", engine__python="x"), run, corpus, chat)
+    findings = preflight.check(recipe_with(engine__type="vllm", engine__python=sys.executable), run, corpus, chat)
     if is_tested:
         assert_none(findings, "engine")
         return
@@ -566,7 +567,7 @@ def test_filters_with_the_own_sampler_of_vllm_are_an_error(
     run: Path, corpus: Corpus, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_checks, "installed_version", lambda python: "0.32.0")
-    values: dict[str, Any] = {"engine__type": "vllm", "engine__python": "x"}
+    values: dict[str, Any] = {"engine__type": "vllm", "engine__python": sys.executable}
     findings = preflight.check(recipe_with(**values, engine__exact=False), run, corpus, chat)
     finding = find_one(findings, "engine", "error")
     assert "preferences.decodings[1].top_p" in finding.evidence
@@ -575,6 +576,25 @@ def test_filters_with_the_own_sampler_of_vllm_are_an_error(
     assert_none(preflight.check(recorded, run, corpus, chat), "engine")
     values["engine__exact"] = "auto"
     assert_none(preflight.check(recipe_with(**values), run, corpus, chat), "engine")
+
+
+def test_shared_memory_to_vllm_is_tried_before_anything_loads(
+    run: Path, corpus: Corpus, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_checks, "installed_version", lambda python: "0.32.0")
+    before = set(weight_transport.SHARED_MEMORY.iterdir())
+    deaf = tmp_path / "python"  # a Python that cannot read it
+    deaf.write_text("#!/bin/sh\necho 'cannot open the file' >&2; exit 1\n")
+    deaf.chmod(0o755)
+    settings = recipe_with(engine__type="vllm", engine__python=str(deaf))
+    finding = find_one(preflight.check(settings, run, corpus, chat), "engine", "error")
+    assert "64 KiB in /dev/shm: cannot open the file" in finding.evidence
+    # 64 MiB is what a container has by default, of which something is used
+    usage = type("usage", (), {"free": 60 * 2**20})
+    monkeypatch.setattr(engine_checks.shutil, "disk_usage", lambda folder: usage)
+    findings = list(engine_checks._check_shared_memory(sys.executable))
+    assert "60 MiB free" in findings[0].evidence and "--shm-size" in findings[0].remedy
+    assert set(weight_transport.SHARED_MEMORY.iterdir()) <= before
 
 
 JUDGE = {"judge__base_url": "http://localhost:1/v1", "judge__model": "m"}

@@ -1,6 +1,12 @@
 """Preflight checks of the sampling engine."""
 
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from towpath import algos
 from towpath.errors import RecipeError
@@ -9,6 +15,7 @@ from towpath.records import Finding
 from towpath.rollout.engine import engine_module
 from towpath.rollout.vllm_environment import engine_python, installed_version, is_tested, tested_range
 
+READ_SECONDS = 30
 INSTALL = "towpath engine install vllm, and leave engine.python out"
 
 
@@ -45,8 +52,42 @@ def _check_vllm(recipe: Recipe) -> Iterator[Finding]:
         evidence = f"vLLM {version} in the environment of {python}"
         cause = f"tested versions are {tested_range()}: others may load weights or sample in another way"
         yield Finding("engine", "error", evidence, cause, INSTALL)
+    elif engine.transport == "shm" or (engine.transport == "auto" and recipe.model.is_on_cpu):
+        yield from _check_shared_memory(python)
     if engine.exact is False:
         yield from _check_filters(recipe)
+
+
+def _check_shared_memory(python: str) -> Iterator[Finding]:
+    """Whether weights can go to vLLM through shared memory: 64 KiB, read by its Python, and room for one message. Other
+    transports are tried when vLLM starts."""
+    import torch
+
+    from towpath.rollout.vllm_process.tensors import CHUNK
+    from towpath.rollout.weight_sync import TRY_BYTES
+    from towpath.rollout.weight_transport import SharedMemory
+
+    transport = SharedMemory(Path(tempfile.gettempdir()))
+    script = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())"
+    try:
+        buffer = transport.buffer(TRY_BYTES)
+        buffer.copy_(torch.frombuffer(bytearray(os.urandom(TRY_BYTES)), dtype=torch.uint8))
+        command = [python, "-c", script, transport.source(TRY_BYTES)["file"]]
+        read = subprocess.run(command, capture_output=True, text=True, timeout=READ_SECONDS)
+        same = read.stdout.strip() == hashlib.sha256(buffer.numpy().tobytes()).hexdigest()
+        problem = "" if same else (read.stderr.strip().splitlines() or ["other bytes came"])[-1]
+        free = shutil.disk_usage(transport.folder).free
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = f"{type(error).__name__}: {error}"
+        free = CHUNK
+    finally:
+        transport.release()
+    cause = f"weights reach vLLM through files in {transport.folder}, {CHUNK // 2**20} MiB at a time"
+    if problem:
+        yield Finding("engine", "error", f"64 KiB in {transport.folder}: {problem}", cause, f"see {transport.folder}")
+    elif free < CHUNK:
+        fix = "free shared memory; in a container, start it with a larger --shm-size, such as 1g"
+        yield Finding("engine", "error", f"{free // 2**20} MiB free in {transport.folder}", cause, fix)
 
 
 def _check_filters(recipe: Recipe) -> Iterator[Finding]:
