@@ -14,6 +14,7 @@ from towpath.recipe import Decoding, Recipe
 from towpath.records import Finding
 from towpath.rollout.engine import engine_module
 from towpath.rollout.vllm_environment import engine_python, installed_version, is_tested, tested_range
+from towpath.run.gpu_checks import uses_gpu
 
 READ_SECONDS = 30
 INSTALL = "towpath engine install vllm, and leave engine.python out"
@@ -52,7 +53,7 @@ def _check_vllm(recipe: Recipe) -> Iterator[Finding]:
         evidence = f"vLLM {version} in the environment of {python}"
         cause = f"tested versions are {tested_range()}: others may load weights or sample in another way"
         yield Finding("engine", "error", evidence, cause, INSTALL)
-    elif engine.transport == "shm" or (engine.transport == "auto" and recipe.model.is_on_cpu):
+    elif engine.transport == "shm" or (engine.transport == "auto" and not uses_gpu(recipe)):
         yield from _check_shared_memory(python)
     if engine.exact is False:
         yield from _check_filters(recipe)
