@@ -18,16 +18,18 @@ from test_group import ALGORITHMS, PROMPTS, curves, vowels, weights
 
 import towpath as tp
 from towpath import recipe as recipes
-from towpath.errors import ResourceError
-from towpath.recipe import Cluster, Model
+from towpath.errors import ResourceError, TrainingError
+from towpath.recipe import Cluster, Lora, Model
 from towpath.run import training
 from towpath.run.cluster_checks import check_cluster
 from towpath.run.fingerprint import plan_stages
 from towpath.run.loading import load_corpus
 from towpath.runtime.background import Background
+from towpath.runtime.contract import OptimizerConfig, RoleSpec
 from towpath.runtime.group import Group
 from towpath.runtime.launch import launch
 from towpath.runtime.launchers import open_workers
+from towpath.runtime.weight_bridge import WeightBridge
 from towpath.runtime.workers import _shared, close_shared_workers, shared_workers
 from towpath.stages.job import Job
 from towpath.store import manifest
@@ -277,3 +279,22 @@ def test_a_background_function_gives_its_result_or_its_error() -> None:
     with pytest.raises(ZeroDivisionError):
         failed.result()
     assert failed.done and failed.wait(0)
+
+
+def test_other_weights_than_were_sent_are_named(monkeypatch, tiny_folder) -> None:
+    """The bits that arrived are compared with those that were sent, each time."""
+    model = Model(source="tiny", dtype="float32")
+    runtime = launch(model, 0, cluster=Cluster(**APART), samples_apart=True)
+    assert isinstance(runtime, Group) and runtime.samplers
+    spec = RoleSpec(tiny_folder, Lora(), learning_rate=1e-4)
+    runtime.open({"policy": spec}, OptimizerConfig())
+    bridge = WeightBridge(runtime, runtime.samplers)
+    bridge.send("policy")
+    received = runtime.samplers.run_everywhere
+    monkeypatch.setattr(
+        runtime.samplers, "run_everywhere", lambda name, **own: [bits + 1 for bits in received(name, **own)]
+    )
+    with pytest.raises(
+        TrainingError, match=r"worker 1 of those that sample \(.*\) has other weights than were sent for"
+    ):
+        bridge.send("policy")
