@@ -11,6 +11,8 @@ import pytest
 from command import SETTINGS, start, towpath
 from test_worker_faults import is_running
 
+from towpath.store import manifest
+
 pytestmark = pytest.mark.slow
 WORKERS = ("--set", "cluster.workers=2", "--set", "cluster.threads=1")
 
@@ -46,14 +48,14 @@ def test_run_has_the_same_stages_gates_and_counts(finished, on_workers) -> None:
             if gate in stage:
                 assert other["stages"][name][gate]["n"] == stage[gate]["n"], name
     assert (on_workers / "reports" / "report.html").stat().st_size > 10_000
-    # each worker has the libraries and the model: more than half of what one process takes
-    sft, sft_of_one = (
-        json.loads(next(run.glob("stages/sft/*/manifest.json")).read_text()) for run in (on_workers, finished)
-    )
-    assert sft["peak_memory_bytes"] > 1.5 * sft_of_one["peak_memory_bytes"]
+    # the memory of the workers, which have the models, is added to that of the run's own process
+    folder = next(on_workers.glob("stages/sft/*"))
+    of_workers = manifest.peak_of_workers(folder)
+    assert of_workers > 2 * 100e6
+    assert json.loads((folder / "manifest.json").read_text())["peak_memory_bytes"] > of_workers + 100e6
     # the first stage differs by the order of sums alone
     losses = [json.loads(next(run.glob("stages/sft/*/manifest.json")).read_text()) for run in (finished, on_workers)]
-    a, b = (manifest["result"]["validation_loss"] for manifest in losses)
+    a, b = (content["result"]["validation_loss"] for content in losses)
     assert a == pytest.approx(b, rel=1e-3)
     assert json.loads(next(on_workers.glob("stages/policy/*/run_info.json")).read_text())["workers"] == "2"
 

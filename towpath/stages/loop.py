@@ -137,7 +137,7 @@ def train(config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], title:
             last = step + 1 == config.steps or bool(state.stopped)
             if config.validate and (last or (step + 1) % config.validate_every == 0):
                 best = _validate(config, runtime, job, step, state, best)
-            _apply(monitor.after_step(step, state.knobs), config, runtime, state, best)
+            _apply(monitor.after_step(step, state.knobs), runtime, state, best, config.carried)
             _require_finite(job, step, metrics["grad_norm"], monitor, runtime)
             bar.advance(1, "  ".join(f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl") if key in metrics))
             if last or state.stopped or saver.due() or interrupt.stop_requested():
@@ -234,7 +234,9 @@ def _notify(job: Job[TrainingConfig], event: str, step: int, metrics: Numbers) -
     return stopped
 
 
-def _apply(action: Action, config: LoopConfig, runtime: Runtime, state: TrainState, best: Snapshot | None) -> None:
+def _apply(
+    action: Action, runtime: Runtime, state: TrainState, best: Snapshot | None, carried: Carried | None = None
+) -> None:
     """Apply an action of the health monitor: new knobs, best weights, stop."""
     state.knobs = action.knobs
     if action.reset_best:
@@ -242,8 +244,8 @@ def _apply(action: Action, config: LoopConfig, runtime: Runtime, state: TrainSta
     if action.restore_best and best is not None:
         runtime.restore(best)
         runtime.reset_optimizer()
-        if config.carried:
-            config.carried.discard_carried()
+        if carried:
+            carried.discard_carried()
         state.stopped = ""  # the restored weights are those from before the reason to stop
     state.stopped = state.stopped or action.stop
 
