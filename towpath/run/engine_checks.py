@@ -69,7 +69,7 @@ def _check_shared_memory(python: str) -> Iterator[Finding]:
     from towpath.rollout.weight_transport import SharedMemory
 
     transport = SharedMemory(Path(tempfile.gettempdir()))
-    script = "import hashlib, sys; sys.stdout.write(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())"
+    script = "import hashlib, os, sys; os.write(1, hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest().encode())"
     try:
         buffer = transport.buffer(TRY_BYTES)
         buffer.copy_(torch.frombuffer(bytearray(os.urandom(TRY_BYTES)), dtype=torch.uint8))
