@@ -3,8 +3,9 @@ after a kill."""
 
 import functools
 import os
-import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -12,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SETTINGS, start, towpath
-from test_cluster_runs import weights as weights_of_run
+from command import towpath
 from test_group import ALGORITHMS, PROMPTS, curves, vowels, weights
 
 import towpath as tp
@@ -62,8 +62,18 @@ def require_same(one: training.Trained, other: training.Trained) -> None:
         assert torch.equal(tensor, weights(other)[key]), key
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
-@pytest.mark.parametrize("name", ["ppo", "ppo-full", pytest.param("grpo", marks=pytest.mark.proof)])
+PROOF = pytest.mark.proof
+"""What a case shows is shown by another one, too, on other parts of the code."""
+
+
+@pytest.mark.parametrize(
+    ("name", "staleness"),
+    [
+        ("ppo", 0),
+        ("ppo-full", 1),
+        *(pytest.param(*case, marks=PROOF) for case in (("ppo", 1), ("ppo-full", 0), ("grpo", 1))),
+    ],
+)
 def test_a_worker_that_trains_and_one_that_samples_give_the_bits_of_one_process(name, staleness, tmp_path) -> None:
     one = train(name, tmp_path / "one", staleness=staleness)
     apart = train(name, tmp_path / "apart", APART, staleness=staleness)
@@ -90,8 +100,14 @@ def test_stale_rollouts_are_those_of_the_policy_one_update_earlier(tmp_path) -> 
     assert not any("sampler_error" in row for row in steps[1])
 
 
-@pytest.mark.parametrize("shard", ["replicate", "fsdp"])
-@pytest.mark.parametrize("name", ["ppo", "ppo-full"])
+@pytest.mark.parametrize(
+    ("name", "shard"),
+    [
+        ("ppo", "replicate"),
+        ("ppo-full", "fsdp"),
+        *(pytest.param(*case, marks=PROOF) for case in (("ppo", "fsdp"), ("ppo-full", "replicate"))),
+    ],
+)
 def test_two_workers_train_and_two_sample(name, shard, tmp_path, monkeypatch) -> None:
     """In float64, so that the order of sums makes no visible difference; also with weights that are gathered before
     they are sent."""
@@ -123,16 +139,22 @@ def undisturbed(tmp_path_factory) -> training.Trained:
     return trained
 
 
-POINTS = ("begin-send_here", "begin-receive_here", "end-receive_here", "end-publish_here", "begin-generate_here")
+POINTS = (
+    "begin-send_here",
+    "begin-receive_here",
+    "end-receive_here",
+    "end-publish_here",
+    "begin-generate_here",
+    "end-generate_here",
+)
 
 
 @pytest.mark.parametrize(
     ("point", "action"),
     [
         ("begin-receive_here", "kill"),
-        ("end-generate_here", "stop"),
         *(
-            pytest.param(point, action, marks=pytest.mark.proof)
+            pytest.param(point, action, marks=PROOF)
             for point in (*POINTS, "begin-step", "begin-connect_here", "begin-connect_first_here")
             for action in ("kill", "stop", "garbage", *["raise"] * point.startswith("begin"))
         ),
@@ -152,7 +174,7 @@ def test_a_lost_worker_costs_a_restart(undisturbed, point, action, tmp_path, mon
         assert len(manifest.read_restarts(trained.job.folder)) == 1
 
 
-@pytest.mark.proof
+@PROOF
 @pytest.mark.parametrize("moment", range(20))
 def test_random_moments(undisturbed, moment, tmp_path, monkeypatch) -> None:
     import random
@@ -172,53 +194,33 @@ def test_random_moments(undisturbed, moment, tmp_path, monkeypatch) -> None:
     require_same(undisturbed, trained)
 
 
-@pytest.fixture(scope="module")
-def stale_run(tmp_path_factory) -> Path:
-    """A run of the tiny recipe with rollouts ahead of their step."""
-    run = tmp_path_factory.mktemp("stale") / "run"
-    assert towpath("new", run, "--recipe", "tiny").returncode == 0
-    done = towpath("run", run, *SETTINGS, *STALE)
-    assert done.returncode == 0, done.stderr
-    return run
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_apart import APART, train
+train("ppo", Path(sys.argv[2]), APART, staleness=1)
+"""
 
 
-STALE = [
-    argument
-    for setting in (
-        "cluster.workers=2",
-        "cluster.sample_workers=1",
-        "cluster.threads=1",
-        "policy.staleness=1",
-        "policy.steps=4",
-    )
-    for argument in ("--set", setting)
-]
-
-
-@pytest.mark.parametrize("how", ["kill", "stop"])
-def test_a_run_that_ends_in_mid_training_resumes_with_the_same_bits(stale_run, how, tmp_path) -> None:
+@pytest.mark.parametrize(("how", "step"), [("kill", 2), ("stop", 1), pytest.param("kill", 1, marks=PROOF)])
+def test_a_training_that_ends_early_resumes_with_the_same_bits(undisturbed, how, step, tmp_path, monkeypatch) -> None:
     """Killed or stopped while a rollout is ahead: the checkpoint has that of its next step."""
-    run = tmp_path / "run"
-    shutil.copytree(stale_run, run)
-    shutil.rmtree(next(run.glob("stages/policy/*")))
-    shutil.rmtree(next(run.glob("stages/evaluate/*")))
-    environment = {"TOWPATH_CHECKPOINT_SECONDS": "0"} if how == "kill" else {}
-    process = start("run", run, *SETTINGS, *STALE, out=tmp_path / "out", err=tmp_path / "err", **environment)
-    wanted = "stages/policy/*/checkpoints/step_2" if how == "kill" else "stages/policy/*/metrics.jsonl"
+    environment = os.environ | {"TOWPATH_CHECKPOINT_SECONDS": "0" if how == "kill" else "1000"}
+    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(tmp_path / "run")]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        written = list(run.glob(wanted))
-        if written and (how == "kill" or '"train"' in written[0].read_text()):
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = "".join(path.read_text() for path in tmp_path.glob("run/*/metrics.jsonl"))
+        saved = list(tmp_path.glob(f"run/*/checkpoints/step_{step}"))
+        if saved if how == "kill" else metrics.count('"train"') >= step:
             break
-        time.sleep(0.02)
+        time.sleep(0.005)
     process.kill() if how == "kill" else process.terminate()
-    process.join(60)
-    assert process.exitcode == (-9 if how == "kill" else 75), (tmp_path / "err").read_text()
-    newest = max(run.glob("stages/policy/*/checkpoints/step_*"))
+    assert process.wait(60) == (-9 if how == "kill" else 75), process.communicate()[1]
+    newest = max(tmp_path.glob("run/*/checkpoints/step_*"))
     assert (newest / "rollout_ahead.safetensors").exists()
-    done = towpath("run", run, *SETTINGS, *STALE)
-    assert done.returncode == 0, done.stderr
-    assert weights_of_run(run) == weights_of_run(stale_run)
+    require_same(undisturbed, train("ppo", tmp_path / "run", APART, staleness=1))
 
 
 def test_the_placement_does_not_change_a_stage_and_staleness_does(stale_run) -> None:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """`towpath.train`, loaded when it is asked for: the command line starts without torch."""
     if name == "train":
-        from towpath.progress import quiet_libraries
+        from towpath.progress import prepare_libraries
 
-        quiet_libraries()
+        prepare_libraries()
         from towpath.run.training import train
 
         return train

@@ -82,11 +82,11 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     """Validate data, chat template and EOS, learning rates, batch sizes, disk and memory before a run."""
     from dataclasses import asdict
 
-    from towpath.progress import progress, quiet_libraries
+    from towpath.progress import progress, prepare_libraries
     from towpath.run import loading, pipeline, preflight
     from towpath.run.cluster_checks import connected
 
-    quiet_libraries()
+    prepare_libraries()
     settings = load_as_task(run, set_)
     with progress("check"), connected(settings, run):
         findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
@@ -167,7 +167,7 @@ def run(
         from towpath.view.report import report
         from towpath.web.run_and_serve import run_and_serve
 
-        progress.quiet_libraries()
+        progress.prepare_libraries()
         run_and_serve(load_as_task(run, set_), run, set_ or [], print_status, force, redo or ())
         print_output(report.terminal(run))
         return
@@ -231,7 +231,7 @@ def _run(folder: Path, overrides: list[str] | None, force: bool, only: str = "",
     from towpath.run import pipeline
     from towpath.view.report import report
 
-    progress.quiet_libraries()
+    progress.prepare_libraries()
     pipeline.run(load_as_task(folder, overrides), folder, print_status, only, force, redo, report.write)
     print_output(report.terminal(folder))
 
@@ -311,7 +311,7 @@ def export(
     """Export the policy as a folder for transformers (or peft), with a model card."""
     from towpath import progress
 
-    progress.quiet_libraries()
+    progress.prepare_libraries()
     from towpath import recipe
     from towpath.run import export as exporting
 

@@ -15,10 +15,7 @@ import torch
 
 def prepare_process() -> None:
     """Settings of the whole process that cost nothing and help: threads, oneDNN for float32 where it keeps float32,
-    an allocator that keeps its memory."""
-    # a kernel kept for each of 1,024 shapes is a GiB
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "256")
+    an allocator that keeps its memory. Those of `progress.prepare_libraries` come before torch is imported."""
     torch.set_float32_matmul_precision("medium")
     if torch.cuda.is_available() or products_round():  # a GPU would round them, too
         torch.set_float32_matmul_precision("highest")

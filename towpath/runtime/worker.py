@@ -314,9 +314,9 @@ def _kill(pids: set[int]) -> None:
 
 def import_everything() -> None:
     """The libraries of a worker, before any of their threads exist."""
-    from towpath.progress import quiet_libraries
+    from towpath.progress import prepare_libraries
 
-    quiet_libraries()
+    prepare_libraries()
     for name in ("towpath.runtime.sharded", "towpath.runtime.launch", "towpath.rollout.local", "towpath.rollout.pool"):
         importlib.import_module(name)
 
