@@ -82,7 +82,7 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     """Validate data, chat template and EOS, learning rates, batch sizes, disk and memory before a run."""
     from dataclasses import asdict
 
-    from towpath.progress import progress, prepare_libraries
+    from towpath.progress import prepare_libraries, progress
     from towpath.run import loading, pipeline, preflight
     from towpath.run.cluster_checks import connected
 
