@@ -169,3 +169,33 @@ print("done")
     assert child.communicate(timeout=20)[0].strip() == b"done" and child.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
     assert "evaluate" in text and re.search(r"  answers .*\d+ %.*2 of 4 answers", text) and "a line between" in text
+
+
+BEFORE_TORCH = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            assert os.environ.get("LRU_CACHE_CAPACITY") == "64", "torch is imported before its settings are made"
+
+sys.meta_path.insert(0, Watch())
+{program}
+assert "torch" in sys.modules
+"""
+PROGRAMS = {
+    "check": "from towpath.cli.app import app\napp(['check', RUN], standalone_mode=False)",
+    "train": "import towpath\ntowpath.train",
+    "worker": "from towpath.runtime.worker import import_everything\nimport_everything()",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_settings_of_libraries_are_made_before_they_are_imported(name, tmp_path) -> None:
+    """Torch's part of oneDNN reads its own when it is loaded."""
+    run = tmp_path / "run"
+    subprocess.run([sys.executable, "-m", "towpath", "new", str(run), "--recipe", "tiny"], check=True)
+    program = BEFORE_TORCH.format(program=PROGRAMS[name].replace("RUN", repr(str(run))))
+    environment = {key: x for key, x in os.environ.items() if key not in ("LRU_CACHE_CAPACITY",)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -47,7 +47,7 @@ MOST_PREFIX_BYTES = 2**30
 
 
 class Local(Weights):
-    """Passes of the roles on batches, and what they leave in memory."""
+    """The contract in one process: passes of the roles on batches, what stays of them, heads, and engines."""
 
     # Passes
 
