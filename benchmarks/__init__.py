@@ -1,1 +1,5 @@
-"""Slow proofs and measurements, run by hand and recorded."""
+"""Measurements, with the settings of a run's own process."""
+
+from towpath.progress import prepare_libraries
+
+prepare_libraries()

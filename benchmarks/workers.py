@@ -53,15 +53,19 @@ def rows_of(count: int, prompt: int, answer: tuple[int, int], vocabulary: int, p
 
 
 def timed_steps(runtime: Runtime, algo: Any, config: Any, batches: list[Batch]) -> Measured:
-    """Seconds of an update, after one that is not counted."""
+    """Seconds of an update, after one that is not counted, and the bytes that a worker adds up with others in it."""
     loss = Loss(algo.__name__, config.model_dump())
     seconds = []
+    before = [state.usage.copy() for state in runtime.worker_states()]
     for batch in batches:
         begin = time.perf_counter()
         runtime.forward_backward(algo.TRAINS, batch, loss, algo.weigh(batch, config))
         runtime.step(1.0, 1.0)
         seconds.append(time.perf_counter() - begin)
-    return {"seconds": statistics.median(seconds[1:])}
+    moved = [
+        state.usage.since(old).collective_bytes for state, old in zip(runtime.worker_states(), before, strict=True)
+    ]
+    return {"seconds": statistics.median(seconds[1:]), "collective_bytes": max(moved) / len(batches)}
 
 
 def run_sft(model: str, cluster: Cluster, method: str) -> Measured:
@@ -133,7 +137,8 @@ def run_policy(model: str, cluster: Cluster, algo: str) -> Measured:
         steps = [row for row in trained.metrics if row["phase"] == "train"][1:]
         parts = ("generate", "score", "optimise")
         measured = {f"seconds_{part}": statistics.mean(row[f"seconds_{part}"] for row in steps) for part in parts}
-    return {"seconds": sum(measured.values())} | measured
+        moved = {name: steps[-1].get(name, 0.0) for name in ("collective_bytes", "sync_bytes", "seconds_sync")}
+    return {"seconds": sum(measured.values())} | measured | moved
 
 
 TASKS: dict[str, Callable[[str, Cluster], Measured]] = {
