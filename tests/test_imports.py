@@ -17,6 +17,7 @@ ORDER = [
     {"data"},
     {"models"},
     {"algos", "rewards", "feedback", "evals", "health"},
+    {"planning"},
     {"runtime"},
     {"rollout"},
     {"arena"},
@@ -32,7 +33,8 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "terminal", "records", "metrics", "progress", "interrupt", "network", "hashing", "reasoning",
-    "recipe", "store", "data", "feedback", "evals", "health", "judges", "arena", "run", "view", "web", "cli",
+    "recipe", "store", "data", "feedback", "evals", "health", "planning", "judges", "arena", "run", "view", "web",
+    "cli",
 }  # fmt: skip
 NEEDS_TORCH = {"towpath.run.training", "towpath.view.callback"}
 """Modules of torch-free packages that are loaded only for training in the same process."""

@@ -122,12 +122,39 @@ def data(
 
 
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
-def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
-    """Estimate what labels and evaluation cost in hours, days and dollars of people and judge, what is spent, and the
-    workers and their memory."""
+def plan(
+    run: Run,
+    set_: Set = None,
+    as_json: Json = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="first measure the speed of the recipe's models here, in about a minute")
+    ] = False,
+    on: Annotated[
+        str, typer.Option(metavar="GPUS", help="time and dollars on other GPUs, by formula: 8xH100, A100-80GB")
+    ] = "",
+    model_size: Annotated[str, typer.Option(metavar="SIZE", help="with --on: another size of model, such as 7B")] = "",
+    pairs: Annotated[int, typer.Option(min=0, help="with --on: comparisons of a round that are labelled")] = 0,
+    completions: Annotated[int, typer.Option(min=0, help="with --on: rollouts of the policy stage")] = 0,
+    devices: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="with --on: a table of GPUs and prices in place of ours")
+    ] = None,
+) -> None:
+    """Estimate what labels and evaluation cost in hours, days and dollars of people and judge, what is spent, the time
+    of each stage at measured speeds, and the workers and their memory."""
+    from dataclasses import asdict
+
     from towpath.data.data_summary import UNREAD
     from towpath.errors import DataError
-    from towpath.run.loading import recorded_summary
+    from towpath.progress import prepare_libraries, progress
+    from towpath.run.compute_plan import (
+        WhatIf,
+        compute_lines,
+        formula_lines,
+        measure_compute,
+        plan_compute,
+        plan_elsewhere,
+    )
+    from towpath.run.loading import load_corpus, recorded_summary
     from towpath.run.plan import as_json as plan_json
     from towpath.run.plan import plan_labels, plan_lines
     from towpath.run.worker_plan import as_json as workers_json
@@ -141,11 +168,25 @@ def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
         estimate = plan_labels(settings, run, data, store)
     if data.note:
         print_status(f"note: {data.note}")
+    if measure:
+        prepare_libraries()
+        with progress("plan: measuring the speed of this machine"):
+            measure_compute(settings, run, load_corpus(settings, run))
+    if on:
+        prepare_libraries()
+        elsewhere = plan_elsewhere(
+            settings, run, load_corpus(settings, run), WhatIf(on, model_size, pairs, completions, devices)
+        )
+        print_output(json.dumps(asdict(elsewhere), indent=1) if as_json else "\n".join(formula_lines(elsewhere)))
+        return
+    times = plan_compute(settings, run)
     workers = plan_of_run(settings, run)
     if as_json:
-        print_output(json.dumps(plan_json(estimate) | {"cluster": workers_json(workers)}, indent=1))
+        compute = [asdict(time) for time in times]
+        content = plan_json(estimate) | {"compute": compute, "cluster": workers_json(workers)}
+        print_output(json.dumps(content, indent=1))
         return
-    print_output("\n".join([plan_lines(estimate), *worker_lines(workers)]))
+    print_output("\n".join([plan_lines(estimate), *compute_lines(times), *worker_lines(workers)]))
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")

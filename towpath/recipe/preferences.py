@@ -90,3 +90,6 @@ class LabelBudget(Section):
     )
     hours: float = value(0.0, "limit of rater hours; 0 for none", ge=0)
     dollars: float = value(0.0, "limit of dollars for people and judge together; 0 for none", ge=0)
+    device_hour: float = value(
+        0.0, "dollars of an hour of one GPU, for `towpath plan`; 0: as its table of devices says", "1-5", ge=0
+    )

@@ -1,0 +1,142 @@
+"""Work and time of stages before they run: counts against a finished run, formulas against published ones."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from towpath import recipe as recipes
+from towpath.errors import DataError, RecipeError
+from towpath.planning.devices import TrainedSize, formula_speed, layers_of, load_devices, parse_devices, parse_size
+from towpath.planning.estimate import stage_times
+from towpath.planning.speed import Speed, seconds_of
+from towpath.planning.work import UNITS, Counts, Work, stage_work
+from towpath.recipe import Recipe
+from towpath.run.compute_plan import decided_pairs, sampled_length
+from towpath.run.loading import load_corpus
+from towpath.stages.speed import count_tokens, read_texts
+from towpath.store import manifest
+
+STAGES = ("sft", "reward", "policy")
+SPEED = Speed(
+    1e-3, 1e-4, 1e-5, dict.fromkeys(UNITS, 1e-4), dict.fromkeys(STAGES, 3e-4), dict.fromkeys(STAGES, 0.01), 1.0
+)
+
+
+def result_of(run: Path, stage: str) -> dict:
+    return json.loads(next(run.glob(f"stages/{stage}/*/manifest.json")).read_text())["result"]
+
+
+@pytest.mark.slow
+def test_work_is_what_the_stages_did(finished) -> None:
+    recipe = Recipe.model_validate(manifest.read(next(finished.glob("stages/sft/*")))["recipe"])
+    corpus = load_corpus(recipe, finished)
+    counts = count_tokens(recipe, corpus, read_texts(recipe, finished, corpus))
+    counts = replace(counts, answer_tokens=sampled_length(finished), pairs=decided_pairs(finished))
+    work = {stage: {one.part: one for one in parts} for stage, parts in stage_work(recipe, counts).items()}
+    sft, sample, reward = (result_of(finished, stage) for stage in ("sft", "sample", "reward"))
+    assert work["sft"]["training"].steps == pytest.approx(sft["steps"], abs=recipe.sft.epochs)
+    assert work["sft"]["validation"].rows == pytest.approx(sft["validation_rows"], abs=1)
+    sampled = work["sample"]["completions"].rows + work["sample"]["completions of the other model"].rows
+    assert sampled == pytest.approx(sample["completions"], rel=0.1, abs=2)
+    assert counts.answer_tokens == sample["mean_tokens"]
+    # near-identical completions and ties make no pair
+    assert (
+        reward["pairs"]
+        <= sum(part.steps for part in work["reward"].values()) * recipe.reward.batch / recipe.reward.epochs
+    )
+    metrics = [
+        json.loads(line) for line in next(finished.glob("stages/policy/*/metrics.jsonl")).read_text().splitlines()
+    ]
+    assert work["policy"]["rollouts"].rows == recipe.policy.rollout * sum(row["phase"] == "train" for row in metrics)
+    validations = sum(row["phase"] == "validation" for row in metrics)
+    assert work["policy"]["answers for validation"].rows == validations * recipe.policy.validation_prompts
+
+
+COUNTS = Counts(1000, 300, 80, 40, 500, 20.0, 80.0)
+
+
+def test_time_is_in_proportion_to_rows_and_divided_over_workers() -> None:
+    one = Work("training", "train", 100, 20, 60, repeats=2, method="lora", steps=10)
+    seconds = seconds_of("policy", [one], SPEED)["training"]
+    assert seconds == pytest.approx(100 * 2 * 80 * 3e-4 + 10 * 0.01)
+    assert seconds_of("policy", [replace(one, rows=200, steps=20)], SPEED)["training"] == pytest.approx(2 * seconds)
+    assert seconds_of("policy", [one], SPEED, 2)["training"] == pytest.approx(100 * 80 * 3e-4 + 10 * 0.01)
+    sampled = Work("rollouts", "sample", 300, 20, 50, 80)
+    steps = 2 * 80 * 1e-3  # two batches of at most 256 rows
+    assert seconds_of("policy", [sampled], SPEED)["rollouts"] == pytest.approx(
+        steps + 300 * 50 * 1e-4 + 300 * 20 * 1e-5
+    )
+
+
+def test_range_of_answers_that_are_not_known_is_wider() -> None:
+    recipe = recipes.Recipe()
+    times = {time.stage: time for time in stage_times(recipe, COUNTS, SPEED, "measured")}
+    known = stage_times(recipe, replace(COUNTS, answer_tokens=60.0), SPEED, "measured")
+    for time in known:
+        assert time.low < time.likely < time.high
+        if time.stage != "sft":
+            assert time.high - time.low < times[time.stage].high - times[time.stage].low
+    assert sum(times["policy"].parts.values()) == pytest.approx(times["policy"].likely)
+
+
+PUBLISHED = [
+    (1.3e9, "A100-80GB", 1, 11.7),
+    (1.3e9, "A100-40GB", 1, 15.4),
+    (1.3e9, "A100-80GB", 8, 1.4),
+    (6.7e9, "A100-40GB", 8, 5.7),
+    (13.2e9, "A100-40GB", 8, 10.8),
+    (6.7e9, "A100-80GB", 8, 4.1),
+    (13.2e9, "A100-80GB", 8, 9.0),
+    (30e9, "A100-80GB", 8, 18.0),
+]
+"""Parameters of the policy, GPU, number of GPUs and hours for 131,900 prompts of 256 and answers of 256 tokens, with a
+reward model and a critic of 350M, all weights trained: DeepSpeed-Chat's release blog, tables 1 and 4, and its
+benchmark of one GPU. The first row is the one that LATENCY is solved from."""
+
+
+@pytest.mark.parametrize(("parameters", "name", "gpus", "hours"), PUBLISHED)
+def test_formula_is_within_a_quarter_of_published_runs(parameters, name, gpus, hours) -> None:
+    device = load_devices().find(name)
+    trained = {"policy": TrainedSize(parameters, 0), "critic": TrainedSize(350e6, 0)}
+    passes = {"score": 1.0, "reward": 1.0}
+    speed = formula_speed(device, parameters, layers_of(parameters), 350e6, trained, passes)
+    rows = 131_900
+    shape: dict[str, Any] = {"rows": rows, "prompt": 256, "answer": 256}
+    work = [
+        Work("rollouts", "sample", longest=256, **shape),
+        Work("policy and reference", "score", repeats=2, **shape),
+        Work("reward and value", "score", repeats=2, unit="reward", **shape),
+        Work("training", "train", method="full", steps=rows / 1024, **shape),
+    ]
+    seconds = sum(seconds_of("policy", work, speed, gpus).values())
+    seconds += sum(seconds_of("critic", work[-1:], speed, gpus).values())
+    assert seconds / 3600 == pytest.approx(hours, rel=0.25)
+
+
+def test_devices_are_named_with_their_number(tmp_path) -> None:
+    table = load_devices()
+    count, device = parse_devices("8xH100", table)
+    assert (count, device.name, device.memory) == (8, "H100", 80e9)
+    assert parse_devices("a100-40gb", table)[1].name == "A100-40GB"
+    assert parse_devices("A100", table)[1].name == "A100-80GB"
+    with pytest.raises(RecipeError, match="no such device in the table"):
+        parse_devices("4xP100", table)
+    with pytest.raises(RecipeError, match="as in 8xH100"):
+        parse_devices("0xH100", table)
+    own = tmp_path / "devices.toml"
+    numbers = "operations = 1e15\nmemory = 9e10\nbandwidth = 4e12\nlink = 1e11\ndollars = [1, 2, 3]\n"
+    own.write_text(f'date = "2027-01"\nsource = "offer"\n[device.X1]\n{numbers}')
+    assert load_devices(own).find("x1").dollars == (1.0, 2.0, 3.0)
+    own.write_text('date = "2027-01"\n')
+    with pytest.raises(DataError, match="a table has date, source"):
+        load_devices(own)
+
+
+def test_sizes_have_a_unit() -> None:
+    assert parse_size("7B") == 7e9 and parse_size("350m") == 350e6 and layers_of(7e9) == 32
+    for text in ("7", "B", "0B", "7T"):
+        with pytest.raises(RecipeError, match="parameters as in 7B"):
+            parse_size(text)

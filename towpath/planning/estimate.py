@@ -1,0 +1,79 @@
+"""Time of each stage, from its work and the speeds of a machine, with a range."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from towpath.planning.speed import Speed, seconds_of
+from towpath.planning.work import Counts, Source, Work, answer_length, stage_work
+from towpath.recipe import Recipe
+
+SPREAD: Mapping[Source, float] = {"measured": 0.15, "formula": 0.4}
+"""How far a speed may be off, one way or the other."""
+SHORT, LONG = 0.7, 1.15
+"""Mean answer of the low and the high case over the likely one, where it is not measured."""
+LOADS = {"sft": 2, "baseline": 2, "sample": 2, "reward": 2, "policy": 3, "evaluate": 8}
+"""How many times a stage loads or writes a model."""
+STAGE_SECONDS = 2.0
+"""Of a stage besides: reading, checks, findings, reports."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Seconds of one stage."""
+
+    stage: str
+    low: float
+    likely: float
+    high: float
+    parts: Mapping[str, float]
+    """Of the likely case."""
+    source: Source
+    """Where the speeds are from."""
+    per_step: float | None = None
+    """Of one optimizer step of fine-tuning or the reward model, or of one rollout with its updates."""
+
+
+def stage_times(recipe: Recipe, counts: Counts, speed: Speed, source: Source, workers: int = 1) -> list[StageTime]:
+    """The time of every stage with computation, in order, rounds counted."""
+    likely = stage_work(recipe, counts)
+    longest = recipe.policy.max_new_tokens
+    mean = answer_length(counts, longest)
+    known = counts.answer_tokens is not None
+    short, long = (replace(counts, answer_tokens=mean * (1.0 if known else factor)) for factor in (SHORT, LONG))
+    low, high = (stage_work(recipe, own) for own in (short, long))
+    spread = SPREAD[source]
+    times = []
+    for stage, works in likely.items():
+        if not works:
+            continue
+        rounds = recipe.rounds if stage in ("sample", "reward", "policy", "evaluate") else 1
+        parts = seconds_of(stage, works, speed, workers)
+        parts["loading and saving"] = LOADS[stage] * speed.load + STAGE_SECONDS
+        total = sum(parts.values())
+        ends = [
+            sum(seconds_of(stage, own[stage], speed, workers).values()) + parts["loading and saving"]
+            for own in (low, high)
+        ]
+        times.append(
+            StageTime(
+                stage,
+                rounds * ends[0] * (1 - spread),
+                rounds * total,
+                rounds * ends[1] * (1 + spread),
+                {name: rounds * seconds for name, seconds in parts.items()},
+                source,
+                _per_step(stage, works, parts, recipe),
+            )
+        )
+    return times
+
+
+def _per_step(stage: str, works: Sequence[Work], parts: Mapping[str, float], recipe: Recipe) -> float | None:
+    steps = sum(work.steps for work in works if work.kind == "train")
+    if not steps:
+        return None
+    if stage != "policy":
+        return parts["training"] / steps
+    if "rollouts" not in parts:
+        return parts["training"] / steps
+    return sum(parts[name] for name in ("rollouts", "scores of rollouts", "training")) / recipe.policy.steps

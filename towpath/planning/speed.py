@@ -1,0 +1,60 @@
+"""Seconds of work at the speeds of a machine.
+
+Sampling has a cost for each token step however few rows there are, one for each row in it, and one for each token of a
+prompt; passes have a cost for each token, and optimizer steps one for each.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from towpath.planning.work import Work
+
+ROWS_AT_ONCE = 256
+"""Rows that an engine samples together."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of each unit of work on one worker."""
+
+    step: float
+    """Of one token step of sampling."""
+    row: float
+    """Of each row in a token step, besides."""
+    prompt: float
+    """Of a token of a prompt that is sampled from."""
+    score: Mapping[str, float]
+    """Of a token that is scored, by unit of work."""
+    train: Mapping[str, float]
+    """Of a token that is trained on, by stage, with the layers and the method of that stage."""
+    optimizer: Mapping[str, float]
+    """Of an optimizer step, by stage."""
+    load: float
+    """Of loading the model once."""
+    rows_at_once: int = ROWS_AT_ONCE
+
+
+def seconds_of(stage: str, works: Iterable[Work], speed: Speed, workers: int = 1) -> dict[str, float]:
+    """Seconds of each part of a stage, divided over workers."""
+    parts: dict[str, float] = {}
+    for work in works:
+        parts[work.part] = parts.get(work.part, 0.0) + _seconds(stage, work, speed, workers)
+    return parts
+
+
+def _seconds(stage: str, work: Work, speed: Speed, workers: int) -> float:
+    if work.kind == "sample":
+        return _sampling(work, speed, workers)
+    if work.kind == "score":
+        return work.tokens * speed.score[work.unit] / workers
+    return work.tokens * speed.train[stage] / workers + work.steps * speed.optimizer[stage]
+
+
+def _sampling(work: Work, speed: Speed, workers: int) -> float:
+    """Batches of rows, each as long as its longest answer; rows that have ended cost nothing more."""
+    if work.rows <= 0:
+        return 0.0
+    rows = work.rows / workers
+    batches = math.ceil(rows / speed.rows_at_once)
+    return batches * speed.step * work.longest + rows * work.answer * speed.row + rows * work.prompt * speed.prompt

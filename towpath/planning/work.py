@@ -1,0 +1,228 @@
+"""What the stages of a run compute: rows that are sampled, scored and trained on, with their lengths. Arithmetic on the
+recipe and on counts of its data alone.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from towpath.recipe import Recipe
+
+Kind = Literal["sample", "score", "train"]
+UNITS = {
+    "score": "log-probabilities by the policy's model",
+    "reward": "a score by the reward model",
+    "reward/frozen": "the reward model's layers below its adapter",
+    "reward/upper": "the layers above",
+    "experience": "all that is computed of a rollout before the updates: reference, policy, reward model, critic",
+}
+Source = Literal["measured", "formula", "table", "assumption", "data", "recipe"]
+"""Where a number of a plan is from."""
+DISGUISES = 6
+"""Transforms of a harmful prompt (towpath.evals.jailbreaks), which make it longer by DISGUISE_TOKENS on average."""
+DISGUISE_TOKENS = 60
+PROBE_TOKENS = 24
+"""Longest answer to a safety probe while a policy is validated (towpath.rollout.experience)."""
+DECIDED = 0.8
+"""Share of comparisons that become pairs, until labels are there: the others are ties, or near-identical."""
+MAX_PROBED = 4096
+NORMALISED = 384
+SUBSET = 120
+"""Prompts and answers that the reward stage scores besides training (towpath.stages.reward_training)."""
+SAMPLED_SHARE = 0.8
+"""Mean length of a sampled answer over the longest allowed, where neither demonstrations nor completions say."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the data of a run has."""
+
+    train: int
+    heldout: int
+    safety: int
+    harmful: int
+    demonstrations: int
+    prompt_tokens: float
+    """Mean of the training prompts, with the template."""
+    demonstration_tokens: float
+    """Mean of a demonstration, its prompt included."""
+    answer_tokens: float | None = None
+    """Mean of sampled answers; None where it is not known."""
+    pairs: int | None = None
+    """Comparisons that are decided by labels; None: as many as are sampled."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of one kind that a stage works on."""
+
+    part: str
+    """What for, such as `rollouts`."""
+    kind: Kind
+    rows: float
+    prompt: float
+    """Mean tokens of a row's prompt, and of its answer."""
+    answer: float
+    longest: float = 0.0
+    """Longest answer that is sampled."""
+    repeats: float = 1.0
+    """Epochs, or roles that score the same rows."""
+    method: Literal["", "lora", "full"] = ""
+    """How the rows are trained on."""
+    steps: float = 0.0
+    """Optimizer steps."""
+    unit: str = "score"
+    """What a token that is scored costs, one of UNITS."""
+
+    @property
+    def tokens(self) -> float:
+        """Of all rows, prompts included."""
+        return self.rows * self.repeats * (self.prompt + self.answer)
+
+
+def stage_work(recipe: Recipe, counts: Counts) -> dict[str, list[Work]]:
+    """The work of each kind of stage that the recipe has."""
+    planned = {
+        "sft": _sft(recipe, counts),
+        "baseline": _baseline(recipe, counts),
+        "sample": _sample(recipe, counts),
+        "reward": _reward(recipe, counts),
+        "policy": _policy(recipe, counts),
+        "evaluate": _evaluate(recipe, counts),
+    }
+    return {stage: list(work) for stage, work in planned.items()}
+
+
+def answer_length(counts: Counts, longest: int) -> float:
+    """Mean tokens of an answer of at most so many."""
+    if counts.answer_tokens is not None:
+        return min(counts.answer_tokens, longest)
+    if counts.demonstrations:
+        return min(max(1.0, counts.demonstration_tokens - counts.prompt_tokens), longest)
+    return SAMPLED_SHARE * longest
+
+
+def optimizer_steps(rows: float, batch: int, epochs: float) -> int:
+    """Minibatches of all epochs; a fractional last one has fewer."""
+    whole = int(epochs)
+    return whole * math.ceil(rows / batch) + math.ceil((epochs - whole) * rows / batch)
+
+
+def sampled_pairs(recipe: Recipe, prompts: int) -> int:
+    """Comparisons of a round's completions."""
+    cfg = recipe.preferences
+    return round(prompts * (math.comb(cfg.completions, 2) + cfg.base_share))
+
+
+def _sft(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+    cfg = recipe.sft
+    if cfg.method == "none":
+        return
+    held_out = max(1, round(cfg.validation * counts.demonstrations))
+    rows = counts.demonstrations - held_out
+    answer = counts.demonstration_tokens - counts.prompt_tokens
+    steps = optimizer_steps(rows, cfg.batch, cfg.epochs)
+    shape: dict[str, Any] = {"prompt": counts.prompt_tokens, "answer": answer}
+    yield Work("training", "train", rows, **shape, repeats=cfg.epochs, method=cfg.method, steps=steps)
+    yield Work("validation", "score", held_out, **shape, repeats=math.ceil(cfg.epochs / cfg.validate_every))
+
+
+def _sampled(part: str, rows: float, prompt: float, counts: Counts, longest: int) -> Work:
+    return Work(part, "sample", rows, prompt, answer_length(counts, longest), longest)
+
+
+def _heldout(recipe: Recipe, counts: Counts) -> int:
+    return min(counts.heldout, recipe.evaluate.prompts or counts.heldout)
+
+
+def _baseline(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+    heldout = _heldout(recipe, counts)
+    longest = recipe.evaluate.max_new_tokens
+    if recipe.sft.method != "none" or recipe.sft.compare_with:
+        # a model that was not tuned does not end its answers
+        yield Work("answers of the base model", "sample", heldout, counts.prompt_tokens, longest, longest)
+    yield _sampled("answers of the tuned model", heldout + counts.safety, counts.prompt_tokens, counts, longest)
+
+
+def _sample(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+    cfg = recipe.preferences
+    prompts = min(counts.train, cfg.prompts or counts.train)
+    yield _sampled("completions", prompts * cfg.completions, counts.prompt_tokens, counts, cfg.max_new_tokens)
+    if cfg.base_share and recipe.sft.method != "none":
+        longest = cfg.max_new_tokens
+        yield Work(
+            "completions of the other model", "sample", prompts * cfg.base_share, counts.prompt_tokens, longest, longest
+        )
+
+
+def _reward(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+    cfg = recipe.reward
+    if not cfg.is_trained:
+        return
+    choices = recipe.preferences
+    prompts = min(counts.train, choices.prompts or counts.train)
+    pairs = counts.pairs if counts.pairs is not None else DECIDED * sampled_pairs(recipe, prompts)
+    # an answer is in two pairs where there are three of a prompt
+    answers = min(2.0 * pairs, prompts * (choices.completions + choices.base_share))
+    trained = answers * (1 - cfg.validation)
+    held_out = answers * cfg.validation
+    members = cfg.ensemble_size
+    each: dict[str, Any] = {"prompt": counts.prompt_tokens, "answer": answer_length(counts, choices.max_new_tokens)}
+    yield Work("frozen layers", "score", answers, **each, repeats=members, unit="reward/frozen")
+    probed = min(answers, MAX_PROBED * choices.completions)
+    yield Work("features of the untrained model", "score", probed, **each, repeats=members, unit="reward/upper")
+    steps = optimizer_steps(pairs * (1 - cfg.validation), cfg.batch, cfg.epochs) * members
+    repeats = cfg.epochs * members
+    yield Work("training", "train", trained, **each, repeats=repeats, method=cfg.method, steps=steps)
+    scored = 2 * held_out + min(NORMALISED, trained) + min(SUBSET * choices.completions, trained)
+    yield Work("validation", "score", scored, **each, repeats=members, unit="reward/upper")
+
+
+def _policy(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+    from towpath.algos import data_of
+
+    cfg = recipe.policy
+    shape: dict[str, Any] = {"prompt": counts.prompt_tokens, "answer": answer_length(counts, cfg.max_new_tokens)}
+    train: dict[str, Any] = {**shape, "repeats": cfg.epochs, "method": cfg.method}
+    if data_of(cfg.algo) == "rollouts":
+        steps = cfg.steps
+        rows = steps * cfg.rollout
+        yield _sampled("rollouts", rows, counts.prompt_tokens, counts, cfg.max_new_tokens)
+        yield Work("scores of rollouts", "score", rows, **shape, unit="experience")
+        updates = steps * cfg.epochs * math.ceil(cfg.rollout / cfg.batch)
+        yield Work("training", "train", rows, **train, steps=updates)
+    else:
+        prompts = min(counts.train, recipe.preferences.prompts or counts.train)
+        pairs = counts.pairs if counts.pairs is not None else DECIDED * sampled_pairs(recipe, prompts)
+        rows = 2 * pairs * (1 - recipe.reward.validation)
+        steps = optimizer_steps(rows / 2, cfg.batch, cfg.epochs)
+        yield Work("reference", "score", rows, **shape)
+        yield Work("training", "train", rows, **train, steps=steps)
+    validations = 1 + math.ceil(steps / cfg.validate_every)
+    rows = validations * cfg.validation_prompts
+    probes = validations * min(2 * recipe.health.probes, counts.safety)
+    yield _sampled("answers for validation", rows, counts.prompt_tokens, counts, cfg.max_new_tokens)
+    yield Work("safety probes", "sample", probes, counts.prompt_tokens, PROBE_TOKENS, PROBE_TOKENS)
+    yield Work("validation", "score", rows, **shape, unit="experience")
+
+
+def _evaluate(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+    cfg = recipe.evaluate
+    heldout = _heldout(recipe, counts)
+    longest = cfg.max_new_tokens
+    yield _sampled("answers of the policy", heldout + counts.safety, counts.prompt_tokens, counts, longest)
+    if cfg.jailbreaks and counts.harmful:
+        disguised = min(cfg.jailbreak_prompts, counts.harmful) * DISGUISES
+        prompt = counts.prompt_tokens + DISGUISE_TOKENS
+        yield Work("answers to disguised requests", "sample", 2 * disguised, prompt, longest, longest)
+    models = 3 if recipe.sft.method != "none" else 2
+    yield Work("greedy samples", "sample", 3 * models, counts.prompt_tokens, longest, longest)
+    shape: dict[str, Any] = {"prompt": counts.prompt_tokens, "answer": answer_length(counts, longest)}
+    yield Work("KL", "score", heldout, **shape, repeats=2)
+    held_out = round(recipe.sft.validation * counts.demonstrations)
+    answer = max(0.0, counts.demonstration_tokens - counts.prompt_tokens)
+    yield Work("perplexity", "score", held_out, counts.prompt_tokens, answer, repeats=2)
+    if recipe.reward.is_trained or recipe.reward.source:
+        rows = 2 * heldout + 2 * cfg.disagreements
+        yield Work("reward model", "score", rows, **shape, repeats=recipe.reward.ensemble_size, unit="reward")

@@ -1,0 +1,313 @@
+"""The speeds of this machine for a recipe: what its stages compute, on a few of its own rows and its own model.
+
+B rows, T answer tokens.
+"""
+
+import importlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from towpath import algos
+from towpath.algos import reward_model
+from towpath.algos import sft as sft_algo
+from towpath.data.batch import Batch, Row, make_row
+from towpath.data.chat import Chat
+from towpath.data.corpus import Corpus
+from towpath.models import base
+from towpath.planning.speed import Speed
+from towpath.planning.work import Counts
+from towpath.recipe import Decoding, Lora, Recipe
+from towpath.rollout.engine import SampleRequest
+from towpath.rollout.generate import load_engine
+from towpath.rollout.reward_models import initial_model
+from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
+from towpath.runtime.launch import launch
+from towpath.stages.demonstrations import demonstration_batch
+
+SAMPLED = 400
+"""Texts of each kind that are tokenised."""
+ROWS = 16, 128
+TOKENS = 4, 12
+"""Rows, and new tokens of each, of which sampling is timed: few and many."""
+BATCHES = 4
+"""Batches that are timed, after one that is not; each has other rows, as those of a run have."""
+MOST_ROWS = 64
+"""Rows of such a batch."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A sample of a run's rows."""
+
+    chat: Chat
+    prompts: Sequence[list[int]]
+    answers: Sequence[list[int]]
+    """Responses of the demonstrations; of training prompts, where there are none, random tokens."""
+
+
+def read_texts(recipe: Recipe, run: Path, corpus: Corpus) -> Texts:
+    """Evenly spaced prompts and responses as tokens."""
+    chat = Chat(base.load_tokenizer(base.find(recipe.model.source, run)), recipe.model.template)
+    prompts = [chat.prompt(p.messages) for p in _some(corpus.train)]
+    answers = [chat.answer(d.response) for d in _some(corpus.demonstrations)]
+    if not answers:
+        draw = np.random.default_rng(0)
+        answers = [draw.integers(3, len(chat.tokenizer), recipe.policy.max_new_tokens).tolist()]
+    return Texts(chat, prompts or [[1]], answers)
+
+
+def count_tokens(recipe: Recipe, corpus: Corpus, texts: Texts) -> Counts:
+    """What a plan needs to know of the data; lengths are means of the sample."""
+    prompt = _mean(texts.prompts)
+    demonstrated = _mean([texts.chat.prompt(d.messages) for d in _some(corpus.demonstrations)])
+    return Counts(
+        len(corpus.train),
+        len(corpus.heldout),
+        len(corpus.safety),
+        sum(p.harmful for p in corpus.safety),
+        len(corpus.demonstrations),
+        prompt,
+        demonstrated + _mean(texts.answers) if corpus.demonstrations else 0.0,
+    )
+
+
+def _some(records: Sequence[Any]) -> Sequence[Any]:
+    """Evenly spaced ones."""
+    return records[:: max(1, len(records) // SAMPLED)][:SAMPLED]
+
+
+def _mean(rows: Sequence[Sequence[int]]) -> float:
+    return sum(map(len, rows)) / len(rows) if rows else 0.0
+
+
+def measure(recipe: Recipe, run: Path, corpus: Corpus, texts: Texts) -> Speed:
+    """Time sampling, scoring and training on the base model, whose shapes all stages have."""
+    timed = _Timed(recipe, run, texts)
+    step, row, prompt, load = timed.sampling()
+    train: dict[str, float] = {}
+    optimizer: dict[str, float] = {}
+    score = {"score": timed.scoring()}
+    if recipe.sft.method != "none":
+        train["sft"], optimizer["sft"] = timed.fine_tuning(corpus)
+    if recipe.reward.is_trained:
+        frozen, upper, train["reward"], optimizer["reward"] = timed.reward_training()
+        score |= {"reward/frozen": frozen, "reward/upper": upper, "reward": frozen + upper}
+    score["experience"], train["policy"], optimizer["policy"] = timed.policy()
+    return Speed(step, row, prompt, score, train, optimizer, load)
+
+
+class _Timed:
+    """One recipe's measurements."""
+
+    def __init__(self, recipe: Recipe, run: Path, texts: Texts) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.texts = texts
+        self.folder = base.find(recipe.model.source, run)
+        self.draw = np.random.default_rng(0)
+
+    def launch(self, training: bool = True, packing: bool = True) -> Runtime:
+        return launch(self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
+
+    def rows(self, count: int, longest: int) -> list[Row]:
+        """Prompts of the run with answers as long as its demonstrations."""
+        prompts = self.draw.integers(0, len(self.texts.prompts), count)
+        answers = self.draw.integers(0, len(self.texts.answers), count)
+        return [
+            make_row(self.texts.prompts[p], self.texts.answers[a][:longest])
+            for p, a in zip(prompts.tolist(), answers.tolist(), strict=True)
+        ]
+
+    def sampling(self) -> tuple[float, float, float, float]:
+        """Seconds of a token step, of a row in it, of a token of a prompt, and of loading the model."""
+        recipe = self.recipe
+        runtime = self.launch(training=False)
+        begin = time.perf_counter()
+        runtime.open({"model": RoleSpec(self.folder)})
+        load = time.perf_counter() - begin
+
+        def requests(rows: int, tokens: int) -> list[SampleRequest]:
+            chosen = self.draw.integers(0, len(self.texts.prompts), rows).tolist()
+            return [SampleRequest(self.texts.prompts[p], Decoding(), self.draw.random(tokens)) for p in chosen]
+
+        with tempfile.TemporaryDirectory() as folder:
+            longest = max(map(len, self.texts.prompts)) + max(TOKENS)
+            engine = load_engine(runtime, recipe.engine, self.texts.chat, Path(folder), longest)
+            runtime.publish("model", engine)
+            measured = {
+                (rows, tokens): _fastest(lambda rows=rows, tokens=tokens: engine.generate(requests(rows, tokens)))
+                for rows in ROWS
+                for tokens in TOKENS
+            }
+        few, many = ROWS
+        short, long = TOKENS
+        # t = rows * prompt * p + tokens * (s + rows * r)
+        of_few, of_many = (max(0.0, measured[rows, long] - measured[rows, short]) / (long - short) for rows in ROWS)
+        row = max(0.0, of_many - of_few) / (many - few)
+        step = max(0.0, of_few - few * row)
+        of_prompts = max(0.0, measured[many, short] - short * of_many) / (many * _mean(self.texts.prompts))
+        return step, row, of_prompts, load
+
+    def scoring(self) -> float:
+        """Seconds of a token of which the policy's model gives the log-probability."""
+        runtime = self.launch(training=False)
+        runtime.open({"model": RoleSpec(self.folder)})
+        batches = [Batch(self.rows(MOST_ROWS, self.recipe.evaluate.max_new_tokens)) for _ in range(BATCHES + 1)]
+        return _per_token(batches, lambda batch: runtime.score("model", batch, ("logp",)))
+
+    def fine_tuning(self, corpus: Corpus) -> tuple[float, float]:
+        """Seconds of a token that is trained on, and of an optimizer step."""
+        cfg = self.recipe.sft
+        runtime = self.launch(packing=cfg.packing)
+        lora = cfg.lora if cfg.method == "lora" else None
+        runtime.open({"policy": RoleSpec(self.folder, lora, learning_rate=1e-9)}, OptimizerConfig())
+        whole = demonstration_batch(self.texts.chat, _some(corpus.demonstrations), cfg, cfg.domains).batch
+        size = min(cfg.batch, len(whole), MOST_ROWS)
+        batches = [whole.take(self.draw.permutation(len(whole))[:size]) for _ in range(BATCHES + 1)]
+        return _training(runtime, batches, sft_algo, cfg)
+
+    def reward_training(self) -> tuple[float, float, float, float]:
+        """Seconds of a token below the adapter, above it, and trained on, and of an optimizer step."""
+        cfg = self.recipe.reward
+        runtime = self.launch()
+        folder = initial_model(cfg, Path(self.folder), self.run)
+        lora = cfg.lora if cfg.method == "lora" else None
+        spec = RoleSpec(folder, lora, head="scalar", random_head=True, learning_rate=1e-9)
+        runtime.open({"reward": spec}, OptimizerConfig())
+        size = 2 * max(1, min(cfg.batch, MOST_ROWS // 2))
+        batches = [self._pairs(size) for _ in range(BATCHES + 1)]
+        frozen = _per_token(batches, lambda batch: runtime.cache_frozen_prefix(batch, "reward"))
+        batches = [runtime.cache_frozen_prefix(batch, "reward") for batch in batches]
+        upper = _per_token(batches, lambda batch: runtime.score("reward", batch, ("score",)))
+        return frozen, upper, *_training(runtime, batches, reward_model, cfg)
+
+    def _pairs(self, count: int) -> Batch:
+        rows = self.rows(count, self.recipe.preferences.max_new_tokens)
+        heads = [rows[i - i % 2].ids[: rows[i - i % 2].start] for i in range(count)]
+        paired = [make_row(head.tolist(), row.ids[row.start :].tolist()) for head, row in zip(heads, rows, strict=True)]
+        beats_BK = torch.zeros(count, 2)
+        beats_BK[::2, 1] = 1.0
+        columns = {"beats": beats_BK, "sure": torch.ones(count, 2), "place": torch.arange(count) % 2}
+        return Batch(paired, columns, (2,) * (count // 2), frozenset({"beats", "sure"}))
+
+    def policy(self) -> tuple[float, float, float]:
+        """Seconds of a token of a rollout before the updates, of one that is trained on, and of an optimizer step."""
+        cfg = self.recipe.policy
+        runtime = self.launch()
+        runtime.open(self._policy_roles(), OptimizerConfig(eps=1e-5))
+        size = max(1, min(cfg.rollout, 2 * MOST_ROWS))
+        batches = [Batch(self.rows(size, cfg.max_new_tokens)) for _ in range(3)]
+        experience = _per_token(batches, lambda batch: self._experience(runtime, batch))
+        size = min(cfg.batch, MOST_ROWS)
+        batches = [
+            runtime.cache_frozen_prefix(_with_columns(Batch(self.rows(size, cfg.max_new_tokens))), "reference")
+            for _ in range(BATCHES + 1)
+        ]
+        algo, config = self._policy_loss()
+        return experience, *_training(runtime, batches, algo, config)
+
+    def _policy_roles(self) -> dict[str, RoleSpec]:
+        """Those of the policy stage, from the base model."""
+        cfg = self.recipe.policy
+        lora: Lora | None = cfg.lora if cfg.method == "lora" else None
+        roles = {"policy": RoleSpec(self.folder, lora, learning_rate=1e-9), "reference": RoleSpec(self.folder)}
+        reward = self.recipe.reward
+        if any(source.source == "model" for source in cfg.rewards.sources) and reward.is_trained and not reward.source:
+            adapter = reward.lora if reward.method == "lora" else None
+            roles["reward"] = RoleSpec(self.folder, adapter, head="scalar", random_head=True)
+        if cfg.algo == "ppo" and cfg.ppo.critic == "head":
+            basis = "reward" if "reward" in roles else "reference"
+            roles["critic"] = RoleSpec(reads=basis, head="closed_form")
+        return roles
+
+    def _experience(self, runtime: Runtime, batch: Batch) -> None:
+        """What the policy stage computes of rollouts before their updates, and the fit of the critic after them."""
+        recipe = self.recipe
+        roles = self._policy_roles()
+        temperature = recipe.policy.temperature
+        batch = runtime.cache_frozen_prefix(batch, "reference")
+        runtime.score("reference", batch, ("logp",), temperature)
+        exact = recipe.engine.type == "local" and not recipe.policy.staleness
+        again = batch.take(range(0, len(batch), 8)) if exact else batch
+        runtime.score("policy", again, ("logp",), temperature)
+        has_critic = "critic" in roles
+        if "reward" in roles:
+            out = runtime.score("reward", batch, ("score", *(["features"] if has_critic else [])))
+            if out.features is not None:
+                batch = batch.with_handle("features", out.features)
+        if has_critic:
+            wants = ("value",) if "features" in batch.handles else ("value", "features")
+            out = runtime.score("critic", batch, wants)
+            features = batch.handles.get("features") or out.features
+            assert features is not None
+            runtime.fit("critic", features, torch.zeros(out.value_BT.shape), recipe.policy.ppo.critic_decay)
+
+    def _policy_loss(self) -> tuple[Any, Any]:
+        """The policy's algorithm on its own role; for one on pairs, or one of the user's, that of fine-tuning, whose
+        passes are alike."""
+        name = self.recipe.policy.algo
+        if name in ("ppo", "grpo", "rloo", "reinforce"):
+            return importlib.import_module(algos.module_name(name)), self.recipe.policy
+        return sft_algo, self.recipe.sft
+
+
+def _with_columns(batch: Batch) -> Batch:
+    """What losses on rollouts read besides the rows."""
+    shape = batch.mask_BT.shape
+    names = ("old_logp", "ref_logp", "sampler_logp", "value", "returns")
+    zeros = dict.fromkeys(names, torch.zeros(shape))
+    return batch.with_columns(advantage=torch.randn(shape), group=torch.arange(len(batch)), **zeros)
+
+
+def _tokens(batch: Batch) -> int:
+    return sum(len(row.ids) for row in batch.rows)
+
+
+def _fastest(work: Callable[[], Any]) -> float:
+    """Seconds of the faster of two runs, after one that is not counted."""
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds[1:])
+
+
+def _per_token(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
+    """Seconds of a token, over all batches but the first."""
+    work(batches[0])
+    begin = time.perf_counter()
+    for batch in batches[1:]:
+        work(batch)
+    return (time.perf_counter() - begin) / sum(_tokens(batch) for batch in batches[1:])
+
+
+def _training(runtime: Runtime, batches: Sequence[Batch], algo: Any, config: Any) -> tuple[float, float]:
+    """Seconds of a token that is trained on, and of an optimizer step."""
+    loss = Loss(algo.__name__, config.model_dump(), {"policy_weight": 1.0, "kl_coef": 0.1})
+    needs = {role: wants for role, wants in algo.TRAINS.items() if role != "critic"}
+    steps = 0.0
+
+    def update(batch: Batch) -> None:
+        nonlocal steps
+        runtime.forward_backward(needs, batch, loss, algo.weigh(batch, config))
+        begin = time.perf_counter()
+        runtime.step(1.0, 1.0)
+        steps += time.perf_counter() - begin
+
+    update(batches[0])
+    steps = 0.0
+    count = len(batches) - 1
+    tokens = sum(_tokens(batch) for batch in batches[1:])
+    begin = time.perf_counter()
+    for batch in batches[1:]:
+        update(batch)
+    seconds = time.perf_counter() - begin
+    return (seconds - steps) / tokens, steps / count
