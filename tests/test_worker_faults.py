@@ -123,8 +123,8 @@ def disturbed(monkeypatch, tmp_path: Path, point: str, number: int, action: str,
     [
         ("begin-step", 3, "kill"),
         ("end-generate_here", 2, "stop"),
-        ("end-score", 2, "garbage"),
-        ("begin-fit", 1, "half"),
+        pytest.param("end-score", 2, "garbage", marks=pytest.mark.proof),
+        pytest.param("begin-fit", 1, "half", marks=pytest.mark.proof),
     ],
 )
 def test_a_lost_worker_costs_a_restart(undisturbed, monkeypatch, tmp_path, capsys, point, number, action) -> None:
