@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import towpath
 
 from towpath import recipe as recipes
 from towpath.errors import DataError, RecipeError
@@ -140,3 +141,27 @@ def test_sizes_have_a_unit() -> None:
     for text in ("7", "B", "0B", "7T"):
         with pytest.raises(RecipeError, match="parameters as in 7B"):
             parse_size(text)
+
+
+@pytest.mark.slow
+def test_the_command_measures_once_and_plans_elsewhere(tmp_path) -> None:
+    run = tmp_path / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    before = towpath("plan", run)
+    assert f"`towpath plan {run} --measure`" in before.stdout
+    measured = json.loads(towpath("plan", run, "--measure", "--json").stdout)["compute"]
+    assert [time["stage"] for time in measured] == ["sft", "baseline", "sample", "reward", "policy", "evaluate"]
+    assert all(0 < time["low"] < time["likely"] < time["high"] for time in measured)
+    assert {time["source"] for time in measured} == {"measured"}
+    after = towpath("plan", run).stdout
+    assert "time of computation, measured:" in after and "per step" in after
+    # twice the steps are twice the rollouts, at the speeds that are known
+    policy = next(time for time in measured if time["stage"] == "policy")["parts"]
+    longer = json.loads(towpath("plan", run, "--json", "--set", "policy.steps=6").stdout)["compute"]
+    parts = next(time for time in longer if time["stage"] == "policy")["parts"]
+    assert parts["training"] == pytest.approx(2 * policy["training"])
+    elsewhere = towpath("plan", run, "--on", "8xH100", "--model-size", "7B", "--pairs", 50000, "--json")
+    content = json.loads(elsewhere.stdout)
+    assert content["gpus"] == 8 and content["parameters"] == 7e9 and content["dollars"][1] > 0
+    refused = towpath("plan", run, "--on", "8xP100", "--model-size", "7B")
+    assert refused.returncode == 2 and "no such device in the table" in refused.stderr

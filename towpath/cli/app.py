@@ -177,7 +177,7 @@ def plan(
         elsewhere = plan_elsewhere(
             settings, run, load_corpus(settings, run), WhatIf(on, model_size, pairs, completions, devices)
         )
-        print_output(json.dumps(asdict(elsewhere), indent=1) if as_json else "\n".join(formula_lines(elsewhere)))
+        print_output(json.dumps(asdict(elsewhere), indent=1) if as_json else "\n".join(formula_lines(elsewhere, run)))
         return
     times = plan_compute(settings, run)
     workers = plan_of_run(settings, run)
@@ -186,7 +186,7 @@ def plan(
         content = plan_json(estimate) | {"compute": compute, "cluster": workers_json(workers)}
         print_output(json.dumps(content, indent=1))
         return
-    print_output("\n".join([plan_lines(estimate), *compute_lines(times), *worker_lines(workers)]))
+    print_output("\n".join([plan_lines(estimate), *compute_lines(times, run), *worker_lines(workers)]))
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")

@@ -140,10 +140,10 @@ def scaled(recipe: Recipe, counts: Counts, wanted: WhatIf) -> tuple[Recipe, Coun
     return recipe, counts
 
 
-def formula_lines(plan: FormulaPlan) -> list[str]:
+def formula_lines(plan: FormulaPlan, run: Path) -> list[str]:
     """The plan on other GPUs for a terminal."""
     title = f"on {plan.gpus} × {plan.device.name}, a model of {plan.parameters / 1e9:.3g}B parameters:"
-    lines = [title, *compute_lines(plan.times)]
+    lines = [title, *compute_lines(plan.times, run)]
     if plan.dollars:
         low, likely, high = (f"${amount:,.0f}" for amount in plan.dollars)
         return [*lines, f"  GPUs cost {likely} ({low} to {high}): {plan.price}"]
@@ -186,10 +186,10 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def compute_lines(times: Sequence[StageTime]) -> list[str]:
+def compute_lines(times: Sequence[StageTime], run: Path) -> list[str]:
     """The plan of computation for a terminal."""
     if not times:
-        return ["time of computation: not measured on this machine yet; `towpath plan RUN --measure` takes a minute"]
+        return [f"time of computation: not measured on this machine yet; `towpath plan {run} --measure` takes a minute"]
     rows = [f"  {'stage':<10}{'low':>14}{'likely':>14}{'high':>14}   per step"]
     for time in times:
         step = f"{time.per_step:.3g} s" if time.per_step is not None else ""
