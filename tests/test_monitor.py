@@ -824,3 +824,15 @@ def test_changed_fingerprint_is_another_stage(run):
     sleep(MIN_INTERVAL * 1.5)
     watched.refresh()
     assert watched.stages["policy"].metrics.train.count == 3
+
+
+def test_file_that_is_removed_while_it_is_looked_at_counts_as_removed(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n')
+    tail = JsonlTail(path)
+    assert tail.read() == (b'{"step": 0}\n', False)
+    path.write_text('{"step": 0}\n{"step": 1}\n')
+    before = path.stat()
+    path.unlink()
+    monkeypatch.setattr(Path, "stat", lambda self, **_: before)
+    assert tail.read() == (b"", True)

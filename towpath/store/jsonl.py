@@ -72,15 +72,16 @@ class JsonlTail:
     def read(self) -> tuple[bytes, bool]:
         """New complete lines, and whether the file was replaced, so that they are its whole content."""
         try:
-            stat = self.path.stat()
-        except OSError:
+            now = self.path.stat()
+            stat = (now.st_ino, now.st_size, now.st_mtime_ns)
+            if stat == self._last_stat:
+                return b"", False
+            opened = self.path.open("rb")
+        except OSError:  # it was removed, perhaps in between
             replaced = self._offset > 0
             self.reset()
             return b"", replaced
-        stat = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if stat == self._last_stat:
-            return b"", False
-        with self.path.open("rb") as file:
+        with opened as file:
             replaced = self._is_replaced(file, stat[0])
             if replaced:
                 self.reset()
