@@ -103,9 +103,11 @@ def test_stale_rollouts_are_those_of_the_policy_one_update_earlier(tmp_path) -> 
 @pytest.mark.parametrize(
     ("name", "shard"),
     [
-        ("ppo", "replicate"),
         ("ppo-full", "fsdp"),
-        *(pytest.param(*case, marks=PROOF) for case in (("ppo", "fsdp"), ("ppo-full", "replicate"))),
+        *(
+            pytest.param(*case, marks=PROOF)
+            for case in (("ppo", "replicate"), ("ppo", "fsdp"), ("ppo-full", "replicate"))
+        ),
     ],
 )
 def test_two_workers_train_and_two_sample(name, shard, tmp_path, monkeypatch) -> None:

@@ -190,7 +190,9 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", ["check", *(pytest.param(name, marks=pytest.mark.proof) for name in PROGRAMS if name != "check")]
+)
 def test_settings_of_libraries_are_made_before_they_are_imported(name, tmp_path) -> None:
     """Torch's part of oneDNN reads its own when it is loaded."""
     run = tmp_path / "run"
