@@ -103,13 +103,6 @@ BREAKAGES = [
         "pass",
         "tests/test_apart.py",
     ),
-    Breakage(
-        "stale rollouts count as those of the policy",
-        "towpath/stages/policy.py",
-        "is_local and not cfg.staleness and runtime",
-        "is_local and runtime",
-        "tests/test_apart.py",
-    ),
     # hosts
     Breakage(
         "a worker's proof of the token is not compared",
