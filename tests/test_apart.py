@@ -18,8 +18,10 @@ from test_group import ALGORITHMS, PROMPTS, curves, vowels, weights
 
 import towpath as tp
 from towpath import recipe as recipes
+from towpath.algos import surrogate
+from towpath.data.batch import Batch
 from towpath.errors import ResourceError, TrainingError
-from towpath.recipe import Cluster, Lora, Model
+from towpath.recipe import Cluster, EngineConfig, Lora, Model
 from towpath.run import training
 from towpath.run.cluster_checks import check_cluster
 from towpath.run.fingerprint import plan_stages
@@ -98,6 +100,23 @@ def test_stale_rollouts_are_those_of_the_policy_one_update_earlier(tmp_path) -> 
     assert steps[1][0]["policy_loss"] == pytest.approx(steps[0][0]["policy_loss"], abs=1e-6)
     assert steps[1][0]["kl"] == pytest.approx(0.0, abs=1e-5) and abs(steps[1][1]["kl"]) > 1e-4
     assert not any("sampler_error" in row for row in steps[1])
+
+
+def test_stale_tokens_are_weighted_by_the_policy_over_the_one_that_sampled(tmp_path, monkeypatch) -> None:
+    weights_seen: list[torch.Tensor] = []
+
+    def corrected(old_BT: torch.Tensor, batch: Batch) -> torch.Tensor:
+        weights_seen.append(original(old_BT, batch)[torch.as_tensor(batch.mask_BT)])
+        return original(old_BT, batch)
+
+    original = surrogate._corrected
+    monkeypatch.setattr(surrogate, "_corrected", corrected)
+    train("grpo", tmp_path / "fresh")
+    assert not weights_seen  # the engine is the trainer's own, and samples by the weights that it has
+    train("grpo", tmp_path / "stale", staleness=1)
+    spread = [float((weights - 1).abs().max()) for weights in weights_seen]
+    assert len(spread) >= 4 and spread[0] < 1e-4 and max(spread[1:]) > 1e-3
+    assert max(float(weights.max()) for weights in weights_seen) <= EngineConfig().correction
 
 
 @pytest.mark.parametrize(
@@ -279,6 +298,14 @@ def test_check_names_too_few_workers_and_staleness_without_gain(tmp_path) -> Non
     recipe = recipes.load(run, ["policy.staleness=1"])
     (finding,) = check_cluster(recipe, run, tmp_path)
     assert finding.severity == "warning" and "no time is gained" in finding.cause
+    recipe = recipes.load(
+        run, ["policy.staleness=1", "cluster.workers=2", "cluster.sample_workers=1", "engine.correction=0"]
+    )
+    findings = [one for one in check_cluster(recipe, run, tmp_path) if one.severity == "warning"]
+    assert [one.remedy for one in findings] == ["set engine.correction = 2"]
+    recipe = recipes.load(run, ["policy.staleness=1", "policy.algo=dpo"])
+    (finding,) = check_cluster(recipe, run, tmp_path)
+    assert "with dpo" in finding.evidence and "there are no rollouts" in finding.cause
 
 
 def test_a_background_function_gives_its_result_or_its_error() -> None:

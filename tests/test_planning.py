@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from classifiers_of_others import make_classifier, make_language_model
 from command import towpath
 
 from towpath import recipe as recipes
@@ -16,6 +17,7 @@ from towpath.planning.speed import Speed, seconds_of
 from towpath.planning.work import UNITS, Counts, Work, stage_work
 from towpath.recipe import Recipe
 from towpath.run.compute_plan import decided_pairs, sampled_length
+from towpath.run.fingerprint import plan_stages, stage_kinds
 from towpath.run.loading import load_corpus
 from towpath.stages.speed import count_tokens, read_texts
 from towpath.store import manifest
@@ -36,7 +38,10 @@ def test_work_is_what_the_stages_did(finished) -> None:
     corpus = load_corpus(recipe, finished)
     counts = count_tokens(recipe, corpus, read_texts(recipe, finished, corpus))
     counts = replace(counts, answer_tokens=sampled_length(finished), pairs=decided_pairs(finished))
-    work = {stage: {one.part: one for one in parts} for stage, parts in stage_work(recipe, counts).items()}
+    work = {
+        stage: {one.part: one for one in parts}
+        for stage, parts in stage_work(recipe, counts, stage_kinds(recipe)).items()
+    }
     sft, sample, reward = (result_of(finished, stage) for stage in ("sft", "sample", "reward"))
     assert work["sft"]["training"].steps == pytest.approx(sft["steps"], abs=recipe.sft.epochs)
     assert work["sft"]["validation"].rows == pytest.approx(sft["validation_rows"], abs=1)
@@ -74,8 +79,8 @@ def test_time_is_in_proportion_to_rows_and_divided_over_workers() -> None:
 
 def test_range_of_answers_that_are_not_known_is_wider() -> None:
     recipe = recipes.Recipe()
-    times = {time.stage: time for time in stage_times(recipe, COUNTS, SPEED, "measured")}
-    known = stage_times(recipe, replace(COUNTS, answer_tokens=60.0), SPEED, "measured")
+    times = {time.stage: time for time in stage_times(recipe, COUNTS, stage_kinds(recipe), SPEED, "measured")}
+    known = stage_times(recipe, replace(COUNTS, answer_tokens=60.0), stage_kinds(recipe), SPEED, "measured")
     for time in known:
         assert time.low < time.likely < time.high
         if time.stage != "sft":
@@ -165,3 +170,94 @@ def test_the_command_measures_once_and_plans_elsewhere(tmp_path) -> None:
     assert content["gpus"] == 8 and content["parameters"] == 7e9 and content["dollars"][1] > 0
     refused = towpath("plan", run, "--on", "8xP100", "--model-size", "7B")
     assert refused.returncode == 1 and "no such device in the table" in refused.stderr
+
+
+@pytest.mark.parametrize("option", ["--model-size=7B", "--pairs=50000", "--completions=9", "--devices=x.toml"])
+def test_another_size_without_other_gpus_is_refused(option, tmp_path) -> None:
+    refused = towpath("plan", tmp_path, option)
+    assert refused.returncode == 1 and "without --on" in refused.stderr and "add --on" in refused.stderr
+
+
+def planned(run: Path, *settings: str) -> list[str]:
+    recipe = recipes.load(run, list(settings))
+    return list(dict.fromkeys(stage.kind for stage in plan_stages(recipe, run, load_corpus(recipe, run), None)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("policy.algo=dpo",),
+        ("policy.algo=grpo", 'policy.rewards.sources=[{source="rule:words:8-35"}]'),
+        ('evaluate.judges=["model"]',),
+        ("rounds=2",),
+        ("sft.method=none",),
+    ],
+)
+def test_stages_that_are_planned_are_those_of_the_run(settings, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    assert stage_kinds(recipes.load(run, list(settings))) == planned(run, *settings)
+
+
+CASES = {
+    "workers": ("cluster.workers=2", "cluster.threads=1"),
+    "all-weights": ("sft.method=full", "policy.method=full", "reward.method=full", "policy.ppo.critic=adapter"),
+    "pairs": ("policy.algo=dpo",),
+    "rule": ("policy.algo=grpo", 'policy.rewards.sources=[{source="rule:words:8-35"}]'),
+    "held-out-judge": ('evaluate.judges=["model"]',),
+    "tuned": ("sft.method=none",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["workers", *(pytest.param(n, marks=pytest.mark.proof) for n in CASES if n != "workers")]
+)
+def test_other_recipes_are_measured(name, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    settings = [word for setting in CASES[name] for word in ("--set", setting)]
+    done = towpath("plan", run, "--measure", "--json", *settings)
+    assert done.returncode == 0, done.stderr
+    times = {time["stage"]: time for time in json.loads(done.stdout)["compute"]}
+    expected = [stage for stage in stage_kinds(recipes.load(run, list(CASES[name]))) if stage != "label"]
+    assert list(times) == [stage for stage in expected if stage != "sft" or name != "tuned"]
+    assert all(time["likely"] > 0 for time in times.values())
+
+
+@pytest.mark.slow
+def test_reward_models_from_elsewhere_are_measured(tmp_path) -> None:
+    """A classifier, and another base model, each with a tokenizer of its own."""
+    run = tmp_path / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    classifier = make_classifier(tmp_path / "classifier", "Bert")
+    other = make_language_model(tmp_path / "other", "Llama", "llama-3")
+    for setting in (f"reward.pretrained={classifier}", f"reward.base={other}"):
+        done = towpath("plan", run, "--measure", "--json", "--set", setting)
+        assert done.returncode == 0, done.stderr
+        times = {time["stage"]: time["parts"] for time in json.loads(done.stdout)["compute"]}
+        assert times["evaluate"]["reward model"] > 0 and times["policy"]["scores of rollouts"] > 0
+
+
+def test_what_does_not_fit_is_named(tmp_path) -> None:
+    run = tmp_path / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    full = ("--set", "policy.method=full", "--set", "sft.method=full")
+    large = towpath("plan", run, "--on", "A10G", "--model-size", "13B", *full).stdout
+    assert "it does not fit: use LoRA, more or larger GPUs" in large
+    small = towpath("plan", run, "--on", "8xH100", "--model-size", "1.3B").stdout
+    assert "does not fit" not in small and "besides passes, of 80.0 GB" in small
+    divided = json.loads(towpath("plan", run, "--on", "8xH100", "--model-size", "13B", "--json", *full).stdout)
+    assert divided["divided"] and divided["fits"]
+
+
+def test_numbers_of_the_stages_are_theirs() -> None:
+    """The plan loads no torch, so it cannot read them there."""
+    from towpath.planning import work
+    from towpath.rollout import experience
+    from towpath.stages import reward_training
+
+    assert work.PROBE_TOKENS == experience.PROBE_TOKENS
+    assert (work.MAX_PROBED, work.NORMALISED) == (reward_training.MAX_PROBED, reward_training.MAX_ANSWERS)

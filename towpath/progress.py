@@ -15,7 +15,7 @@ from towpath.terminal import print_status, strip_control
 
 LINE_INTERVAL = 8.0
 """Seconds between two lines."""
-KERNELS_KEPT = "64"
+CACHED_KERNELS = "64"
 """Those of a pass and its gradient; passes of other lengths make their own in any case."""
 MIN_SHARE_FOR_ESTIMATE = 0.02
 """Share of the work after which time left is estimated; start-up work would distort an earlier estimate."""
@@ -88,10 +88,10 @@ def redirect(receiver: Callable[[str], None]) -> None:
 
 
 def prepare_libraries() -> None:
-    """Settings that libraries read when they are imported: no progress bars and warnings of Hugging Face's, and few
-    kernels kept by oneDNN and by torch's part of it, which keep one for each shape, megabytes each."""
+    """Settings that libraries read when they are imported: no progress bars and warnings of Hugging Face's, and
+    small caches of oneDNN and of torch's part of it, which hold a kernel for each shape, megabytes each."""
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, KERNELS_KEPT)
+        os.environ.setdefault(name, CACHED_KERNELS)
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "TQDM_DISABLE"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -143,50 +143,47 @@ def plan(
     of each stage at measured speeds, and the workers and their memory."""
     from dataclasses import asdict
 
+    from towpath import recipe
     from towpath.data.data_summary import UNREAD
     from towpath.errors import DataError
     from towpath.progress import prepare_libraries, progress
-    from towpath.run.compute_plan import (
-        WhatIf,
-        compute_lines,
-        formula_lines,
-        measure_compute,
-        plan_compute,
-        plan_elsewhere,
-    )
+    from towpath.run import compute_plan
     from towpath.run.loading import load_corpus, recorded_summary
     from towpath.run.plan import as_json as plan_json
     from towpath.run.plan import plan_labels, plan_lines
     from towpath.run.worker_plan import as_json as workers_json
     from towpath.run.worker_plan import plan_of_run, worker_lines
 
+    what_if = compute_plan.WhatIf(on, model_size, pairs, completions, devices)
+    what_if.require_on()
+    prepare_libraries()
+    if on:
+        settings = recipe.load(run, set_)
+        elsewhere = compute_plan.plan_elsewhere(settings, run, load_corpus(settings, run), what_if)
+        lines = compute_plan.formula_lines(elsewhere, run)
+        content = asdict(elsewhere) | {"fits": elsewhere.fits}
+        print_output(json.dumps(content, indent=1) if as_json else "\n".join(lines))
+        return
     settings, opened = open_store(run, set_)
     data = recorded_summary(settings, run)
     if data.note == UNREAD:
         raise DataError(f"{run}: {UNREAD}", "a plan reads no large data", f"`towpath check {run}` first")
+    if measure:
+        with progress("plan: measuring the speed of this machine"):
+            compute_plan.measure_compute(settings, run, load_corpus(settings, run))
     with opened as store:
         estimate = plan_labels(settings, run, data, store)
     if data.note:
         print_status(f"note: {data.note}")
-    if measure:
-        prepare_libraries()
-        with progress("plan: measuring the speed of this machine"):
-            measure_compute(settings, run, load_corpus(settings, run))
-    if on:
-        prepare_libraries()
-        elsewhere = plan_elsewhere(
-            settings, run, load_corpus(settings, run), WhatIf(on, model_size, pairs, completions, devices)
-        )
-        print_output(json.dumps(asdict(elsewhere), indent=1) if as_json else "\n".join(formula_lines(elsewhere, run)))
-        return
-    times = plan_compute(settings, run)
+    times = compute_plan.plan_compute(settings, run)
     workers = plan_of_run(settings, run)
     if as_json:
         compute = [asdict(time) for time in times]
         content = plan_json(estimate) | {"compute": compute, "cluster": workers_json(workers)}
         print_output(json.dumps(content, indent=1))
         return
-    print_output("\n".join([plan_lines(estimate), *compute_lines(times, run), *worker_lines(workers)]))
+    lines = [plan_lines(estimate), *compute_plan.compute_lines(times, run), *worker_lines(workers)]
+    print_output("\n".join(lines))
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")

@@ -1,6 +1,6 @@
 """Time of each stage, from its work and the speeds of a machine, with a range."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from towpath.planning.speed import Speed, seconds_of
@@ -11,7 +11,7 @@ SPREAD: Mapping[Source, float] = {"measured": 0.15, "formula": 0.4}
 """How far a speed may be off, one way or the other."""
 SHORT, LONG = 0.7, 1.15
 """Mean answer of the low and the high case over the likely one, where it is not measured."""
-LOADS = {"sft": 2, "baseline": 2, "sample": 2, "reward": 2, "policy": 3, "evaluate": 8}
+LOADS = {"sft": 2, "baseline": 2, "sample": 2, "judge_model": 2, "reward": 2, "policy": 3, "evaluate": 8}
 """How many times a stage loads or writes a model."""
 STAGE_SECONDS = 2.0
 """Of a stage besides: reading, checks, findings, reports."""
@@ -33,14 +33,16 @@ class StageTime:
     """Of one optimizer step of fine-tuning or the reward model, or of one rollout with its updates."""
 
 
-def stage_times(recipe: Recipe, counts: Counts, speed: Speed, source: Source, workers: int = 1) -> list[StageTime]:
-    """The time of every stage with computation, in order, rounds counted."""
-    likely = stage_work(recipe, counts)
+def stage_times(
+    recipe: Recipe, counts: Counts, stages: Collection[str], speed: Speed, source: Source, workers: int = 1
+) -> list[StageTime]:
+    """The time of these kinds of stage, as far as they compute, in order, rounds counted."""
+    likely = stage_work(recipe, counts, stages)
     longest = recipe.policy.max_new_tokens
     mean = answer_length(counts, longest)
     known = counts.answer_tokens is not None
     short, long = (replace(counts, answer_tokens=mean * (1.0 if known else factor)) for factor in (SHORT, LONG))
-    low, high = (stage_work(recipe, own) for own in (short, long))
+    low, high = (stage_work(recipe, own, stages) for own in (short, long))
     spread = SPREAD[source]
     times = []
     for stage, works in likely.items():

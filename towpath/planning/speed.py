@@ -48,7 +48,8 @@ def _seconds(stage: str, work: Work, speed: Speed, workers: int) -> float:
         return _sampling(work, speed, workers)
     if work.kind == "score":
         return work.tokens * speed.score[work.unit] / workers
-    return work.tokens * speed.train[stage] / workers + work.steps * speed.optimizer[stage]
+    trained = "reward" if stage == "judge_model" else stage
+    return work.tokens * speed.train[trained] / workers + work.steps * speed.optimizer[trained]
 
 
 def _sampling(work: Work, speed: Speed, workers: int) -> float:

@@ -3,10 +3,11 @@ recipe and on counts of its data alone.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from towpath.evals.jailbreaks import TRANSFORMS
 from towpath.recipe import Recipe
 
 Kind = Literal["sample", "score", "train"]
@@ -19,9 +20,8 @@ UNITS = {
 }
 Source = Literal["measured", "formula", "table", "assumption", "data", "recipe"]
 """Where a number of a plan is from."""
-DISGUISES = 6
-"""Transforms of a harmful prompt (towpath.evals.jailbreaks), which make it longer by DISGUISE_TOKENS on average."""
 DISGUISE_TOKENS = 60
+"""By which a transform of a harmful prompt makes it longer, on average."""
 PROBE_TOKENS = 24
 """Longest answer to a safety probe while a policy is validated (towpath.rollout.experience)."""
 DECIDED = 0.8
@@ -81,17 +81,18 @@ class Work:
         return self.rows * self.repeats * (self.prompt + self.answer)
 
 
-def stage_work(recipe: Recipe, counts: Counts) -> dict[str, list[Work]]:
-    """The work of each kind of stage that the recipe has."""
+def stage_work(recipe: Recipe, counts: Counts, stages: Collection[str]) -> dict[str, list[Work]]:
+    """The work of each of these kinds of stage."""
     planned = {
         "sft": _sft(recipe, counts),
         "baseline": _baseline(recipe, counts),
         "sample": _sample(recipe, counts),
+        "judge_model": _judge_model(recipe, counts),
         "reward": _reward(recipe, counts),
         "policy": _policy(recipe, counts),
-        "evaluate": _evaluate(recipe, counts),
+        "evaluate": _evaluate(recipe, counts, stages),
     }
-    return {stage: list(work) for stage, work in planned.items()}
+    return {stage: list(planned[stage]) for stage in stages if stage in planned}
 
 
 def answer_length(counts: Counts, longest: int) -> float:
@@ -117,7 +118,7 @@ def sampled_pairs(recipe: Recipe, prompts: int) -> int:
 
 def _sft(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     cfg = recipe.sft
-    if cfg.method == "none":
+    if cfg.method == "none" or not counts.demonstrations:
         return
     held_out = max(1, round(cfg.validation * counts.demonstrations))
     rows = counts.demonstrations - held_out
@@ -179,6 +180,13 @@ def _reward(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     yield Work("validation", "score", scored, **each, repeats=members, unit="reward/upper")
 
 
+def _judge_model(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+    """Another reward model, on the labels that are reserved for it."""
+    prompts = min(counts.train, recipe.preferences.prompts or counts.train)
+    pairs = counts.pairs if counts.pairs is not None else DECIDED * sampled_pairs(recipe, prompts)
+    return _reward(recipe, replace(counts, pairs=round(recipe.evaluate.reserved_labels * pairs)))
+
+
 def _policy(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     from towpath.algos import data_of
 
@@ -207,13 +215,13 @@ def _policy(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     yield Work("validation", "score", rows, **shape, unit="experience")
 
 
-def _evaluate(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+def _evaluate(recipe: Recipe, counts: Counts, stages: Collection[str]) -> Iterator[Work]:
     cfg = recipe.evaluate
     heldout = _heldout(recipe, counts)
     longest = cfg.max_new_tokens
     yield _sampled("answers of the policy", heldout + counts.safety, counts.prompt_tokens, counts, longest)
     if cfg.jailbreaks and counts.harmful:
-        disguised = min(cfg.jailbreak_prompts, counts.harmful) * DISGUISES
+        disguised = min(cfg.jailbreak_prompts, counts.harmful) * len(TRANSFORMS)
         prompt = counts.prompt_tokens + DISGUISE_TOKENS
         yield Work("answers to disguised requests", "sample", 2 * disguised, prompt, longest, longest)
     models = 3 if recipe.sft.method != "none" else 2
@@ -223,6 +231,6 @@ def _evaluate(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     held_out = round(recipe.sft.validation * counts.demonstrations)
     answer = max(0.0, counts.demonstration_tokens - counts.prompt_tokens)
     yield Work("perplexity", "score", held_out, counts.prompt_tokens, answer, repeats=2)
-    if recipe.reward.is_trained or recipe.reward.source:
+    if "reward" in stages:
         rows = 2 * heldout + 2 * cfg.disagreements
         yield Work("reward model", "score", rows, **shape, repeats=recipe.reward.ensemble_size, unit="reward")

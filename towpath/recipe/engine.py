@@ -47,8 +47,9 @@ class EngineConfig(Section):
     restarts: int = value(3, "times that a lost vLLM is started again within one rollout", "0-5", ge=0)
     correction: float = value(
         2.0,
-        "with vLLM: cap of the importance weight trainer / sampler of each token; 0 turns the correction off",
+        "with vLLM and with policy.staleness: cap of the importance weight trainer / sampler of each token; 0 turns "
+        "the correction off",
         "1-5",
-        "vLLM's rounding differs from the trainer's",
+        "vLLM's rounding differs from the trainer's, and stale rollouts are of an earlier policy",
         ge=0,
     )

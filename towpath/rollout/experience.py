@@ -166,7 +166,7 @@ class Experience:
             outputs = ahead.outputs() if ahead else self._generate("policy", draws, self._stream(step), temperature)
             self._pending.save(step, _pack(outputs), {}, prefix="rollout", keep=1)
             fault_point("rollout")
-        seconds = ahead.seconds if ahead else time.monotonic() - started
+        seconds = (ahead.seconds if ahead else 0.0) or time.monotonic() - started
         if self.policy.staleness:
             self._sampled = step, outputs
             self._sample_ahead(step + 1, temperature)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from towpath.algos import data_of
 from towpath.errors import TowpathError
 from towpath.recipe import Cluster, Recipe
 from towpath.records import Finding
@@ -78,11 +79,25 @@ def check_cluster(recipe: Recipe, run: Path, model_folder: Path) -> Iterator[Fin
 
 
 def _check_staleness(recipe: Recipe) -> Iterator[Finding]:
-    """Stale rollouts cost quality: they must gain time."""
-    if recipe.policy.staleness and not recipe.cluster.sample_workers:
+    """Stale rollouts cost quality: they must gain time, and be weighted."""
+    apart = recipe.cluster.sample_workers
+    policy = recipe.policy
+    if not (apart or policy.staleness):
+        return
+    if data_of(policy.algo) == "comparisons":
+        evidence = f"policy.staleness = {policy.staleness}, cluster.sample_workers = {apart} with {policy.algo}"
+        cause = f"{policy.algo} learns from labelled pairs: there are no rollouts, and workers to sample are idle"
+        yield Finding("staleness", "warning", evidence, cause, "leave both out")
+        return
+    if policy.staleness and not apart:
         evidence = "policy.staleness = 1 and cluster.sample_workers = 0"
         cause = "all workers sample and train in turn: rollouts are older, and no time is gained"
         yield Finding("staleness", "warning", evidence, cause, "set cluster.sample_workers, or policy.staleness = 0")
+    if policy.staleness and not recipe.engine.correction:
+        cause = "tokens of an earlier policy are learned from as if they were the present one's"
+        yield Finding(
+            "staleness", "warning", "policy.staleness = 1 and engine.correction = 0", cause, "set engine.correction = 2"
+        )
 
 
 def _probe(workers: Any, run: Path, name: str, model_folder: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,8 @@ from towpath.planning.speed import Speed
 from towpath.planning.work import Counts, sampled_pairs
 from towpath.progress import format_duration
 from towpath.recipe import Recipe
-from towpath.run.sizes import Size, model_size
+from towpath.run.fingerprint import stage_kinds
+from towpath.run.sizes import Size, gigabytes, gpu_memory_needed, model_size
 from towpath.store import manifest
 
 CACHE = "speed"
@@ -42,21 +44,19 @@ def measure_compute(recipe: Recipe, run: Path, corpus: Corpus) -> None:
     texts = read_texts(recipe, run, corpus)
     counts = count_tokens(recipe, corpus, texts)
     path = cache_file(run, CACHE)
-    entry = {"counts": asdict(counts), "speed": asdict(measure(recipe, run, corpus, texts))}
+    speed = measure(recipe, run, corpus, texts, stage_kinds(recipe))
+    entry = {"counts": asdict(counts), "speed": asdict(speed)}
     write_cache(path, read_cache(path) | {_key(recipe): entry})
 
 
 def plan_compute(recipe: Recipe, run: Path) -> list[StageTime]:
     """The time of each stage at the measured speeds; empty where they were not measured."""
-    from towpath.models import base
-    from towpath.run.worker_plan import place_workers
-
     entry = read_cache(cache_file(run, CACHE)).get(_key(recipe))
     if not isinstance(entry, dict):
         return []
-    workers = len(place_workers(recipe, model_size(Path(base.find(recipe.model.source, run)))).devices)
     counts = replace(Counts(**entry["counts"]), answer_tokens=sampled_length(run), pairs=decided_pairs(run))
-    return stage_times(recipe, counts, Speed(**entry["speed"]), "measured", workers)
+    # the speeds are those of all workers together
+    return stage_times(recipe, counts, stage_kinds(recipe), Speed(**entry["speed"]), "measured")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class WhatIf:
     completions: int = 0
     devices: Path | None = None
 
+    def require_on(self) -> None:
+        """RecipeError where something is asked of other GPUs, and none are named."""
+        sizes = {"--model-size": self.model_size, "--pairs": self.pairs, "--completions": self.completions}
+        options = [f"{name} {value}" for name, value in (sizes | {"--devices": self.devices or ""}).items() if value]
+        if options and not self.on:
+            rule = "another size of model and task is planned by formula, for GPUs that are named"
+            raise RecipeError(f"{options[0]} without --on", rule, "add --on, such as --on 8xH100")
+
 
 @dataclass(frozen=True)
 class FormulaPlan:
@@ -82,6 +90,15 @@ class FormulaPlan:
     dollars: tuple[float, float, float] | None
     price: str
     """Where the price is from."""
+    needed: int
+    """Bytes of the largest stage on each GPU, besides its passes."""
+    divided: bool
+    """Whether models must be divided over the GPUs for that."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether a GPU holds that."""
+        return self.needed < self.device.memory
 
 
 def plan_elsewhere(recipe: Recipe, run: Path, corpus: Corpus, wanted: WhatIf) -> FormulaPlan:
@@ -95,6 +112,8 @@ def plan_elsewhere(recipe: Recipe, run: Path, corpus: Corpus, wanted: WhatIf) ->
 
 def plan_on(recipe: Recipe, counts: Counts, size: Size, wanted: WhatIf) -> FormulaPlan:
     """The plan by formula, for a model of this size where none is wanted."""
+    from towpath.runtime.sharding import SHARE_OF_GPU
+
     table = load_devices(wanted.devices)
     gpus, device = parse_devices(wanted.on, table)
     parameters = parse_size(wanted.model_size) if wanted.model_size else float(size.parameters or 0)
@@ -108,7 +127,10 @@ def plan_on(recipe: Recipe, counts: Counts, size: Size, wanted: WhatIf) -> Formu
         adapters = adapter_parameters(parameters, layers, section.lora.rank) if section.method == "lora" else 0.0
         trained[stage] = TrainedSize(parameters, adapters)
     speed = formula_speed(device, parameters, layers, parameters, trained, _passes(recipe))
-    times = stage_times(recipe, counts, speed, "formula", gpus)
+    times = stage_times(recipe, counts, stage_kinds(recipe), speed, "formula", gpus)
+    wide = Size(round(parameters), round(adapter_parameters(parameters, layers, 1)))
+    alone, divided = (gpu_memory_needed(recipe, wide, parts=parts) for parts in (1, gpus))
+    must_divide = alone >= SHARE_OF_GPU * device.memory and gpus > 1
     own = recipe.budget.device_hour
     prices = (own, own, own) if own else device.dollars
     dollars = None
@@ -116,7 +138,8 @@ def plan_on(recipe: Recipe, counts: Counts, size: Size, wanted: WhatIf) -> Formu
         hours = [sum(getattr(time, name) for time in times) / 3600 for name in ("low", "likely", "high")]
         dollars = (gpus * hours[0] * prices[0], gpus * hours[1] * prices[1], gpus * hours[2] * prices[2])
     price = "budget.device_hour" if own else f"{table.source}, {table.date}" if prices else "no price in the table"
-    return FormulaPlan(gpus, device, parameters, times, dollars, price)
+    needed = divided if must_divide else alone
+    return FormulaPlan(gpus, device, parameters, times, dollars, price, needed, must_divide)
 
 
 def _passes(recipe: Recipe) -> dict[str, float]:
@@ -143,7 +166,11 @@ def scaled(recipe: Recipe, counts: Counts, wanted: WhatIf) -> tuple[Recipe, Coun
 def formula_lines(plan: FormulaPlan, run: Path) -> list[str]:
     """The plan on other GPUs for a terminal."""
     title = f"on {plan.gpus} × {plan.device.name}, a model of {plan.parameters / 1e9:.3g}B parameters:"
-    lines = [title, *compute_lines(plan.times, run)]
+    how = ", models divided over all GPUs" if plan.divided else ""
+    fits = f"  memory of a GPU: {gigabytes(plan.needed)} besides passes, of {gigabytes(round(plan.device.memory))}{how}"
+    lines = [title, *compute_lines(plan.times, run), fits]
+    if not plan.fits:
+        lines.append("  it does not fit: use LoRA, more or larger GPUs, or a smaller model; the times are as if it did")
     if plan.dollars:
         low, likely, high = (f"${amount:,.0f}" for amount in plan.dollars)
         return [*lines, f"  GPUs cost {likely} ({low} to {high}): {plan.price}"]
@@ -175,7 +202,8 @@ def _key(recipe: Recipe) -> str:
     content["base"] = [recipe.reward.base, recipe.reward.pretrained]
     content["longest"] = [recipe.policy.max_new_tokens, recipe.preferences.max_new_tokens]
     content["data"] = recipe.data.model_dump(mode="json")
-    content["machine"] = [platform.node(), platform.machine(), _processor()]
+    content["stages"] = stage_kinds(recipe)
+    content["machine"] = [platform.node(), platform.machine(), _processor(), os.environ.get("OMP_NUM_THREADS", "")]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -190,12 +218,13 @@ def compute_lines(times: Sequence[StageTime], run: Path) -> list[str]:
     """The plan of computation for a terminal."""
     if not times:
         return [f"time of computation: not measured on this machine yet; `towpath plan {run} --measure` takes a minute"]
-    rows = [f"  {'stage':<10}{'low':>14}{'likely':>14}{'high':>14}   per step"]
+    rows = [f"  {'stage':<12}{'low':>14}{'likely':>14}{'high':>14}   per step"]
     for time in times:
         step = f"{time.per_step:.3g} s" if time.per_step is not None else ""
         spans = "".join(f"{format_duration(seconds):>14}" for seconds in (time.low, time.likely, time.high))
-        rows.append(f"  {time.stage:<10}{spans}   {step}")
+        rows.append(f"  {time.stage:<12}{spans}   {step}")
     spans = "".join(
         f"{format_duration(sum(getattr(time, name) for time in times)):>14}" for name in ("low", "likely", "high")
     )
-    return [f"time of computation, {times[0].source}:", *rows, f"  {'all':<10}{spans}"]
+    not_counted = "  not counted: people, AI judges, and rewards by functions, programs and addresses"
+    return [f"time of computation, {times[0].source}:", *rows, f"  {'all':<12}{spans}", not_counted]

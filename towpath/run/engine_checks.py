@@ -85,7 +85,8 @@ def _check_shared_memory(python: str) -> Iterator[Finding]:
         transport.release()
     cause = f"weights reach vLLM through files in {transport.folder}, {CHUNK // 2**20} MiB at a time"
     if problem:
-        yield Finding("engine", "error", f"64 KiB in {transport.folder}: {problem}", cause, f"see {transport.folder}")
+        fix = f"run vLLM's Python on this host, as a user who reads {transport.folder}"
+        yield Finding("engine", "error", f"64 KiB in {transport.folder}: {problem}", cause, fix)
     elif free < CHUNK:
         fix = "free shared memory; in a container, start it with a larger --shm-size, such as 1g"
         yield Finding("engine", "error", f"{free // 2**20} MiB free in {transport.folder}", cause, fix)

@@ -386,6 +386,18 @@ def needs_labels(recipe: Recipe) -> bool:
     return _needs(recipe)[1] or reserved_share(recipe.evaluate, recipe.preferences.raters) > 0
 
 
+def stage_kinds(recipe: Recipe) -> list[str]:
+    """The kinds of stage that a recipe has, in their order."""
+    needs_reward_model, needs_labels = _needs(recipe)
+    labels = ["label"] if recipe.preferences.raters == "recorded" else ["sample", "label"]
+    kinds = ["sft"]
+    if reserved_share(recipe.evaluate, recipe.preferences.raters):
+        kinds += [*labels, "judge_model"]
+        labels = []
+    kinds += ["baseline", *(labels if needs_labels else [])]
+    return [*kinds, *(["reward"] if needs_reward_model else []), "policy", "evaluate"]
+
+
 def _needs(recipe: Recipe) -> tuple[bool, bool]:
     """Whether this recipe needs a reward model, and whether it needs labels: a pretrained reward model is measured on
     labels that are there, or where `reward.use` asks for it."""

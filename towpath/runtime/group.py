@@ -387,7 +387,7 @@ class Group:
         return self._first("describe", role=role)
 
     def environment(self) -> dict[str, str]:
-        return self._first("environment") | {"workers": str(self.workers.count)}
+        return self._first("environment") | {"workers": str(len(self.worker_states()))}
 
     def memory_in_use(self) -> float:
         """Bytes of all workers."""

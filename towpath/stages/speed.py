@@ -6,7 +6,7 @@ B rows, T answer tokens.
 import importlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from towpath import algos
 from towpath.algos import reward_model
 from towpath.algos import sft as sft_algo
 from towpath.data.batch import Batch, Row, make_row
-from towpath.data.chat import Chat
+from towpath.data.chat import Chat, as_messages
 from towpath.data.corpus import Corpus
 from towpath.models import base
-from towpath.planning.speed import Speed
+from towpath.planning.speed import ROWS_AT_ONCE, Speed
 from towpath.planning.work import Counts
 from towpath.recipe import Decoding, Lora, Recipe
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.generate import load_engine
 from towpath.rollout.reward_models import initial_model
 from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
-from towpath.runtime.launch import launch
+from towpath.runtime.launch import launch, launch_classifier
 from towpath.stages.demonstrations import demonstration_batch
 
 SAMPLED = 400
@@ -87,20 +87,22 @@ def _mean(rows: Sequence[Sequence[int]]) -> float:
     return sum(map(len, rows)) / len(rows) if rows else 0.0
 
 
-def measure(recipe: Recipe, run: Path, corpus: Corpus, texts: Texts) -> Speed:
-    """Time sampling, scoring and training on the base model, whose shapes all stages have."""
+def measure(recipe: Recipe, run: Path, corpus: Corpus, texts: Texts, stages: Collection[str]) -> Speed:
+    """Time what these kinds of stage do, on the base model, whose shapes all have."""
     timed = _Timed(recipe, run, texts)
     step, row, prompt, load = timed.sampling()
     train: dict[str, float] = {}
     optimizer: dict[str, float] = {}
     score = {"score": timed.scoring()}
-    if recipe.sft.method != "none":
+    if recipe.sft.method != "none" and corpus.demonstrations:
         train["sft"], optimizer["sft"] = timed.fine_tuning(corpus)
-    if recipe.reward.is_trained:
+    if recipe.reward.is_trained and {"reward", "judge_model"} & set(stages):
         frozen, upper, train["reward"], optimizer["reward"] = timed.reward_training()
         score |= {"reward/frozen": frozen, "reward/upper": upper, "reward": frozen + upper}
-    score["experience"], train["policy"], optimizer["policy"] = timed.policy()
-    return Speed(step, row, prompt, score, train, optimizer, load)
+    elif "reward" in stages:
+        score["reward"] = timed.pretrained_reward()
+    score["experience"], train["policy"], optimizer["policy"] = timed.policy(score.get("reward", 0.0))
+    return Speed(step, row, prompt, score, train, optimizer, load, ROWS_AT_ONCE * timed.workers)
 
 
 class _Timed:
@@ -112,9 +114,12 @@ class _Timed:
         self.texts = texts
         self.folder = base.find(recipe.model.source, run)
         self.draw = np.random.default_rng(0)
+        self.workers = 1
 
     def launch(self, training: bool = True, packing: bool = True) -> Runtime:
-        return launch(self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
+        runtime = launch(self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
+        self.workers = len(runtime.worker_states())
+        return runtime
 
     def rows(self, count: int, longest: int) -> list[Row]:
         """Prompts of the run with answers as long as its demonstrations."""
@@ -171,7 +176,7 @@ class _Timed:
         whole = demonstration_batch(self.texts.chat, _some(corpus.demonstrations), cfg, cfg.domains).batch
         size = min(cfg.batch, len(whole), MOST_ROWS)
         batches = [whole.take(self.draw.permutation(len(whole))[:size]) for _ in range(BATCHES + 1)]
-        return _training(runtime, batches, sft_algo, cfg)
+        return _training(runtime, batches, sft_algo, cfg, ("policy",))
 
     def reward_training(self) -> tuple[float, float, float, float]:
         """Seconds of a token below the adapter, above it, and trained on, and of an optimizer step."""
@@ -182,36 +187,65 @@ class _Timed:
         spec = RoleSpec(folder, lora, head="scalar", random_head=True, learning_rate=1e-9)
         runtime.open({"reward": spec}, OptimizerConfig())
         size = 2 * max(1, min(cfg.batch, MOST_ROWS // 2))
-        batches = [self._pairs(size) for _ in range(BATCHES + 1)]
+        # another model may have fewer tokens
+        vocabulary = len(base.load_tokenizer(folder))
+        batches = [self._pairs(size, vocabulary) for _ in range(BATCHES + 1)]
         frozen = _per_token(batches, lambda batch: runtime.cache_frozen_prefix(batch, "reward"))
         batches = [runtime.cache_frozen_prefix(batch, "reward") for batch in batches]
         upper = _per_token(batches, lambda batch: runtime.score("reward", batch, ("score",)))
-        return frozen, upper, *_training(runtime, batches, reward_model, cfg)
+        return frozen, upper, *_training(runtime, batches, reward_model, cfg, ("reward",))
 
-    def _pairs(self, count: int) -> Batch:
+    def pretrained_reward(self) -> float:
+        """Seconds of a token by the reward model from elsewhere, which has a tokenizer of its own."""
+        recipe = self.recipe
+        source = recipe.reward.pretrained
+        classifier = launch_classifier(
+            self.launch(training=False), recipe.model, source, self.run, recipe.reward.template, "reward.pretrained"
+        )
+        batches = [Batch(self.rows(MOST_ROWS, recipe.policy.max_new_tokens)) for _ in range(3)]
+        chat = self.texts.chat
+
+        def score(batch: Batch) -> None:
+            prompts = [as_messages(chat.text(row.ids[: row.start].tolist())) for row in batch.rows]
+            classifier.score(prompts, [chat.text(row.ids[row.start :].tolist()) for row in batch.rows])
+
+        return _per_token(batches, score)
+
+    def _pairs(self, count: int, vocabulary: int) -> Batch:
         rows = self.rows(count, self.recipe.preferences.max_new_tokens)
         heads = [rows[i - i % 2].ids[: rows[i - i % 2].start] for i in range(count)]
-        paired = [make_row(head.tolist(), row.ids[row.start :].tolist()) for head, row in zip(heads, rows, strict=True)]
+        paired = [
+            make_row((head % vocabulary).tolist(), (row.ids[row.start :] % vocabulary).tolist())
+            for head, row in zip(heads, rows, strict=True)
+        ]
         beats_BK = torch.zeros(count, 2)
         beats_BK[::2, 1] = 1.0
         columns = {"beats": beats_BK, "sure": torch.ones(count, 2), "place": torch.arange(count) % 2}
         return Batch(paired, columns, (2,) * (count // 2), frozenset({"beats", "sure"}))
 
-    def policy(self) -> tuple[float, float, float]:
-        """Seconds of a token of a rollout before the updates, of one that is trained on, and of an optimizer step."""
+    def policy(self, reward: float) -> tuple[float, float, float]:
+        """Seconds of a token of a rollout before the updates, of one that is trained on, and of an optimizer step;
+        `reward` is that of a reward model which is a model of its own."""
         cfg = self.recipe.policy
         runtime = self.launch()
-        runtime.open(self._policy_roles(), OptimizerConfig(eps=1e-5))
+        roles = self._policy_roles()
+        runtime.open(roles, OptimizerConfig(eps=1e-5))
         size = max(1, min(cfg.rollout, 2 * MOST_ROWS))
         batches = [Batch(self.rows(size, cfg.max_new_tokens)) for _ in range(3)]
-        experience = _per_token(batches, lambda batch: self._experience(runtime, batch))
+        experience = _per_token(batches, lambda batch: self._experience(runtime, roles, batch))
+        if self._has_reward_model and "reward" not in roles:
+            experience += reward
         size = min(cfg.batch, MOST_ROWS)
         batches = [
             runtime.cache_frozen_prefix(_with_columns(Batch(self.rows(size, cfg.max_new_tokens))), "reference")
             for _ in range(BATCHES + 1)
         ]
         algo, config = self._policy_loss()
-        return experience, *_training(runtime, batches, algo, config)
+        return experience, *_training(runtime, batches, algo, config, roles)
+
+    @property
+    def _has_reward_model(self) -> bool:
+        return any(source.source == "model" for source in self.recipe.policy.rewards.sources)
 
     def _policy_roles(self) -> dict[str, RoleSpec]:
         """Those of the policy stage, from the base model."""
@@ -219,30 +253,34 @@ class _Timed:
         lora: Lora | None = cfg.lora if cfg.method == "lora" else None
         roles = {"policy": RoleSpec(self.folder, lora, learning_rate=1e-9), "reference": RoleSpec(self.folder)}
         reward = self.recipe.reward
-        if any(source.source == "model" for source in cfg.rewards.sources) and reward.is_trained and not reward.source:
-            adapter = reward.lora if reward.method == "lora" else None
+        adapter = reward.lora if reward.method == "lora" else None
+        if self._has_reward_model and not reward.source:
             roles["reward"] = RoleSpec(self.folder, adapter, head="scalar", random_head=True)
-        if cfg.algo == "ppo" and cfg.ppo.critic == "head":
+        if cfg.algo == "ppo":
             basis = "reward" if "reward" in roles else "reference"
-            roles["critic"] = RoleSpec(reads=basis, head="closed_form")
+            if cfg.ppo.critic == "head":
+                roles["critic"] = RoleSpec(reads=basis, head="closed_form")
+            else:
+                roles["critic"] = RoleSpec(copies=basis, lora=adapter, head="scalar", learning_rate=1e-9)
         return roles
 
-    def _experience(self, runtime: Runtime, batch: Batch) -> None:
+    def _experience(self, runtime: Runtime, roles: Mapping[str, RoleSpec], batch: Batch) -> None:
         """What the policy stage computes of rollouts before their updates, and the fit of the critic after them."""
         recipe = self.recipe
-        roles = self._policy_roles()
         temperature = recipe.policy.temperature
         batch = runtime.cache_frozen_prefix(batch, "reference")
         runtime.score("reference", batch, ("logp",), temperature)
         exact = recipe.engine.type == "local" and not recipe.policy.staleness
         again = batch.take(range(0, len(batch), 8)) if exact else batch
         runtime.score("policy", again, ("logp",), temperature)
-        has_critic = "critic" in roles
+        fits_critic = "critic" in roles and roles["critic"].head == "closed_form"
         if "reward" in roles:
-            out = runtime.score("reward", batch, ("score", *(["features"] if has_critic else [])))
+            out = runtime.score("reward", batch, ("score", *(["features"] if fits_critic else [])))
             if out.features is not None:
                 batch = batch.with_handle("features", out.features)
-        if has_critic:
+        if "critic" in roles and not fits_critic:
+            runtime.score("critic", batch, ("value",))
+        if fits_critic:
             wants = ("value",) if "features" in batch.handles else ("value", "features")
             out = runtime.score("critic", batch, wants)
             features = batch.handles.get("features") or out.features
@@ -289,10 +327,12 @@ def _per_token(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
     return (time.perf_counter() - begin) / sum(_tokens(batch) for batch in batches[1:])
 
 
-def _training(runtime: Runtime, batches: Sequence[Batch], algo: Any, config: Any) -> tuple[float, float]:
-    """Seconds of a token that is trained on, and of an optimizer step."""
+def _training(
+    runtime: Runtime, batches: Sequence[Batch], algo: Any, config: Any, roles: Collection[str]
+) -> tuple[float, float]:
+    """Seconds of a token that is trained on by these roles, and of an optimizer step."""
     loss = Loss(algo.__name__, config.model_dump(), {"policy_weight": 1.0, "kl_coef": 0.1})
-    needs = {role: wants for role, wants in algo.TRAINS.items() if role != "critic"}
+    needs = {role: wants for role, wants in algo.TRAINS.items() if role in roles}
     steps = 0.0
 
     def update(batch: Batch) -> None:
