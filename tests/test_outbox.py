@@ -1,10 +1,11 @@
 """The page's outbox against a server that answers 503, 500, 409 or not at all: no verdict is lost or hidden."""
 
+import asyncio
 import re
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from time import sleep
 
 import pytest
@@ -25,11 +26,14 @@ class Faults:
         self.app = app
         self.answers = {}
         self.requests = []
+        self.held = {}
 
     async def __call__(self, scope, receive, send):
         path = scope.get("path", "")
         self.requests += [path] if scope.get("method") == "POST" else []
         status, body, headers = self.answers.get(path, (0, "", {}))
+        if path in self.held:
+            await asyncio.to_thread(self.held[path].wait)
         if not status:
             return await self.app(scope, receive, send)
         fields = {"content-type": "application/json" if body.startswith("{") else "text/html"} | headers
@@ -162,19 +166,21 @@ def test_rejected_items_are_listed(served, store, axe):
 
 
 def test_refused_verdict_is_listed_with_its_content(served, store):
-    page, _ = served
+    page, faults = served
     first = comparison(page)
     task = store.read(
         lambda c: c.exec_driver_sql(f"SELECT shown FROM seats WHERE comparison = '{first}' AND rater = 'ann'").scalar()
     )
     other = verdicts.Submission("from-another-device", first, "ann", verdicts.StoredVerdict("right"))
     store.submit_write(verdicts.judge, other, 2_000_000_000.0).result()
+    faults.held["/rate/next"] = Event()
     page.keyboard.press("1")
     shows(page, "message", "Not saved: A is much better")
     assert "You have judged this pair differently" in page.inner_text("#message")
     assert not re.search(r"\bk\d\d\b", page.inner_text("body")), "no ids of the ledger"
     page.click("#unsaved")
-    assert "A is much better" in page.inner_text("#unsaved-list")
+    assert "A is much better" in page.inner_text("#unsaved-list"), "also while the next pair is being loaded"
+    faults.held.pop("/rate/next").set()
     page.get_by_role("button", name="Discard").click()
     assert page.is_hidden("#unsaved")
     assert [j.choice for j in store.judgements()] == [sides.choice_of("right", task)]

@@ -451,8 +451,9 @@ function skip() {
   if (current.comparison && current.state !== "trial") submit("skip", { comparison: current.comparison }, "Skipped. U undoes it.");
 }
 
+// While a verdict is sent, only the dialogs open that do not belong to a pair.
 function open(id) {
-  if (busy || (at(id)?.hidden ?? false)) return;
+  if ((busy && !["keys", "unsaved"].includes(id)) || (at(id)?.hidden ?? false)) return;
   if (id === "history") showHistory();
   if (id === "unsaved") unsavedList.fill();
   at(`${id}-dialog`).showModal();
