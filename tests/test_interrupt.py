@@ -160,6 +160,23 @@ def test_user_code_except_does_not_swallow_signals() -> None:
     assert process.returncode == interrupt.EXIT_CODE and "SIGTERM: stopped. Completed work is saved." in output
 
 
+def test_signal_in_a_finalizer_stops_the_run() -> None:
+    """Python prints what a finalizer raises, and goes on."""
+    body = [
+        "class Closed:",
+        "    def __del__(self):",
+        "        print('ready', flush=True)",
+        "        time.sleep(30)",
+        "Closed()",
+        "time.sleep(30)",
+    ]
+    process = script("\n".join(body))
+    process.send_signal(signal.SIGTERM)
+    _, output = process.communicate(timeout=10)
+    assert process.returncode == interrupt.EXIT_CODE and "Traceback" not in output
+    assert "SIGTERM: stopped. Completed work is saved." in output
+
+
 def test_previous_handlers_are_restored_and_ignored_signals_stay_ignored() -> None:
     received: list[int] = []
 

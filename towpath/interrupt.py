@@ -6,6 +6,7 @@ for at most 25 seconds. A second signal ends the process at once through the sys
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ EXIT_CODE = 75
 SIGNALS = [number for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None))]
 GRACE_SECONDS = 25.0
 """Time for a checkpoint after the first signal; schedulers kill after thirty seconds."""
+RETRY_SECONDS = 0.01
 RESUME = "Run the same command to resume."
 
 
@@ -39,12 +41,14 @@ class _SignalState:
         self.defer_depth = 0
         self.stop_message = ""
         self.timer: threading.Timer | None = None
+        self.previous_hook = sys.unraisablehook
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Handle the first signal; the next one gets the system's default handler."""
         self.received = number
         for other in self.previous_handlers:
-            signal.signal(other, signal.SIG_DFL)
+            if other in SIGNALS:
+                signal.signal(other, signal.SIG_DFL)
         self.timer = threading.Timer(GRACE_SECONDS, self.exit_without_checkpoint)
         self.timer.daemon = True
         self.timer.start()
@@ -54,6 +58,20 @@ class _SignalState:
             f"{signal_name(number)}: stopping after the next checkpoint, within {GRACE_SECONDS:.0f} s; a second signal "
             "stops at once"
         )
+
+    def handle_unraisable(self, unraisable: Any) -> None:
+        """Raise again after a finalizer that the signal interrupted, where Python only prints what is raised."""
+        is_stop = isinstance(unraisable.exc_value, Stopped | KeyboardInterrupt) and self.received
+        if not is_stop or threading.current_thread() is not threading.main_thread():
+            self.previous_hook(unraisable)
+            return
+        signal.signal(signal.SIGALRM, self.raise_again)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+
+    def raise_again(self, _number: int, _frame: FrameType | None) -> None:
+        """Raise for the signal that was received, unless a block defers it."""
+        if not self.defer_depth:
+            raise _error(self.received)
 
     def exit_without_checkpoint(self) -> None:
         """End the process when no checkpoint was written within the grace period."""
@@ -83,6 +101,10 @@ def handle_signals() -> Iterator[None]:
         if handler not in (signal.SIG_IGN, None):
             state.previous_handlers[number] = handler
             signal.signal(number, state.handle)
+    alarm = getattr(signal, "SIGALRM", None)  # not on Windows
+    if alarm is not None and signal.getsignal(alarm) is not None:
+        state.previous_handlers[alarm] = signal.getsignal(alarm)
+        sys.unraisablehook = state.handle_unraisable
     try:
         yield
     except Stopped as stopped:
@@ -98,6 +120,9 @@ def handle_signals() -> Iterator[None]:
         _state = None
         if state.timer is not None:
             state.timer.cancel()
+        if sys.unraisablehook == state.handle_unraisable:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = state.previous_hook
         for number, handler in state.previous_handlers.items():
             signal.signal(number, handler)
 
