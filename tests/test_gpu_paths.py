@@ -28,7 +28,8 @@ from towpath.models.head import has_plain_logits
 from towpath.models.pass_memory import ModelShape
 from towpath.recipe import Lora, Policy, Recipe, Reward, Sft
 from towpath.recipe.reader import check
-from towpath.run import gpu_checks, sizes
+from towpath.planning import sizes
+from towpath.run import gpu_checks
 from towpath.runtime import local as local_module
 from towpath.runtime import memory_plan, process, transfer
 from towpath.runtime.contract import RoleSpec

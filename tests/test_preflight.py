@@ -22,9 +22,10 @@ from towpath.recipe import Cluster, Data, Model, Recipe, load
 from towpath.recipe.reader import check, override
 from towpath.records import Demonstration, Finding, Prompt
 from towpath.rollout import weight_transport
-from towpath.run import cluster_checks, engine_checks, model_checks, preflight, sizes, worker_plan
-from towpath.runtime import launchers, process
-from towpath.runtime.launchers import worker_devices
+from towpath.planning import sizes
+from towpath.run import cluster_checks, engine_checks, model_checks, preflight, worker_plan
+from towpath.runtime import host_devices, launchers, process
+from towpath.runtime.host_devices import worker_devices
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -491,8 +492,7 @@ def test_memory_of_a_worker_adds_up_and_is_divided(tmp_path: Path, monkeypatch) 
             # adapters are whole on each worker
             assert stage.optimizer == (-(-before.optimizer // 2) if values else before.optimizer)
     assert "shard fsdp" in worker_plan.worker_lines(parts)[0]
-    monkeypatch.setattr(launchers, "visible_gpus", lambda: 2)
-    monkeypatch.setattr(process, "describe_gpu", lambda: "a GPU")
+    monkeypatch.setattr(host_devices, "visible_gpus", lambda: 2)
     size = sizes.Size(parameters=10**9, lora_sides=10**6, vocabulary=1000)
     resolved = {}
     for capacity in (36 * 10**9, 37 * 10**9):

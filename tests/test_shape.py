@@ -21,7 +21,8 @@ from towpath.recipe.reader import check
 from towpath.rollout import local
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.run import model_checks, sizes
+from towpath.planning import sizes
+from towpath.run import model_checks
 from towpath.runtime.local import Local
 from towpath.runtime.models import Role
 

@@ -13,8 +13,9 @@ import typer
 from towpath.cli.arena import arena_app
 from towpath.cli.engine import engine_app
 from towpath.cli.label import label_app
-from towpath.cli.options import Force, Json, Run, Set, is_task, load_as_task, open_store
+from towpath.cli.options import Force, Json, Run, Set, is_task, load_as_task
 from towpath.cli.people import people_app
+from towpath.cli.plan import plan
 from towpath.terminal import print_output, print_status
 
 app = typer.Typer(
@@ -121,69 +122,7 @@ def data(
     print_output(json.dumps(asdict(overview), indent=1) if as_json else lines(overview))
 
 
-@app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
-def plan(
-    run: Run,
-    set_: Set = None,
-    as_json: Json = False,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="first measure the speed of the recipe's models here, in about a minute")
-    ] = False,
-    on: Annotated[
-        str, typer.Option(metavar="GPUS", help="time and dollars on other GPUs, by formula: 8xH100, A100-80GB")
-    ] = "",
-    model_size: Annotated[str, typer.Option(metavar="SIZE", help="with --on: another size of model, such as 7B")] = "",
-    pairs: Annotated[int, typer.Option(min=0, help="with --on: comparisons of a round that are labelled")] = 0,
-    completions: Annotated[int, typer.Option(min=0, help="with --on: rollouts of the policy stage")] = 0,
-    devices: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="with --on: a table of GPUs and prices in place of ours")
-    ] = None,
-) -> None:
-    """Estimate what labels and evaluation cost in hours, days and dollars of people and judge, what is spent, the time
-    of each stage at measured speeds, and the workers and their memory."""
-    from dataclasses import asdict
-
-    from towpath import recipe
-    from towpath.data.data_summary import UNREAD
-    from towpath.errors import DataError
-    from towpath.progress import prepare_libraries, progress
-    from towpath.run import compute_plan
-    from towpath.run.loading import load_corpus, recorded_summary
-    from towpath.run.plan import as_json as plan_json
-    from towpath.run.plan import plan_labels, plan_lines
-    from towpath.run.worker_plan import as_json as workers_json
-    from towpath.run.worker_plan import plan_of_run, worker_lines
-
-    what_if = compute_plan.WhatIf(on, model_size, pairs, completions, devices)
-    what_if.require_on()
-    prepare_libraries()
-    if on:
-        settings = recipe.load(run, set_)
-        elsewhere = compute_plan.plan_elsewhere(settings, run, load_corpus(settings, run), what_if)
-        lines = compute_plan.formula_lines(elsewhere, run)
-        content = asdict(elsewhere) | {"fits": elsewhere.fits}
-        print_output(json.dumps(content, indent=1) if as_json else "\n".join(lines))
-        return
-    settings, opened = open_store(run, set_)
-    data = recorded_summary(settings, run)
-    if data.note == UNREAD:
-        raise DataError(f"{run}: {UNREAD}", "a plan reads no large data", f"`towpath check {run}` first")
-    if measure:
-        with progress("plan: measuring the speed of this machine"):
-            compute_plan.measure_compute(settings, run, load_corpus(settings, run))
-    with opened as store:
-        estimate = plan_labels(settings, run, data, store)
-    if data.note:
-        print_status(f"note: {data.note}")
-    times = compute_plan.plan_compute(settings, run)
-    workers = plan_of_run(settings, run)
-    if as_json:
-        compute = [asdict(time) for time in times]
-        content = plan_json(estimate) | {"compute": compute, "cluster": workers_json(workers)}
-        print_output(json.dumps(content, indent=1))
-        return
-    lines = [plan_lines(estimate), *compute_plan.compute_lines(times, run), *worker_lines(workers)]
-    print_output("\n".join(lines))
+app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")(plan)
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")

@@ -42,13 +42,29 @@ class DataSummary:
     """Prompts of the safety set."""
     harmful: int = 0
     """Those of them that are harmful."""
+    demonstrations: int = 0
+    demonstration_lengths: tuple[int, ...] = ()
+    """Characters of the first ones, prompts included."""
     note: str = ""
     """What is not known: CHANGED, where it is about an earlier state of the files, or UNREAD."""
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether nothing is known of the data."""
+        return self.note == UNREAD
 
 
 def prompt_lengths(corpus: Corpus) -> tuple[int, ...]:
     """Characters of the first training prompts."""
     return tuple(len(p.text) for p in corpus.train[:SAMPLED_LENGTHS])
+
+
+def demonstration_lengths(corpus: Corpus) -> tuple[int, ...]:
+    """Characters of the first demonstrations, prompts included."""
+    return tuple(
+        sum(len(message.content) for message in demonstration.messages) + len(demonstration.response)
+        for demonstration in corpus.demonstrations[:SAMPLED_LENGTHS]
+    )
 
 
 def is_small(run: Path, recipe: Recipe) -> bool:
@@ -104,9 +120,12 @@ def _settings_key(recipe: Recipe) -> str:
 
 def _summary(entry: Any) -> DataSummary | None:
     try:
-        counts = {name: entry[name] for name in ("train", "heldout", "safety", "harmful")}
-        lengths = tuple(entry["prompt_lengths"])
-        return DataSummary(Digests(**entry["digests"]), entry["bundled"], prompt_lengths=lengths, **counts)
+        counts = {name: entry[name] for name in ("train", "heldout", "safety", "harmful", "demonstrations")}
+        prompts, demonstrations = (tuple(entry[f"{name}_lengths"]) for name in ("prompt", "demonstration"))
+        digests = Digests(**entry["digests"])
+        return DataSummary(
+            digests, entry["bundled"], prompt_lengths=prompts, demonstration_lengths=demonstrations, **counts
+        )
     except (KeyError, TypeError):
         return None
 

@@ -227,9 +227,7 @@ def best_split(
     price = prices or Prices()
     judge_accuracy = np.sort(np.atleast_1d(np.asarray(accuracy.judge, dtype=float)))
     splits = [
-        _evaluate_split(
-            pairs, (use_judge, float(people), float(overlap)), accuracy.person, judge_accuracy, price, audit
-        )
+        evaluate_split(pairs, (use_judge, float(people), float(overlap)), accuracy.person, judge_accuracy, price, audit)
         for use_judge, people, overlap in product((False, True), SHARES, SHARES)
         if (not use_judge or people >= audit) and (not people or overlap >= least_overlap)
     ]
@@ -239,7 +237,7 @@ def best_split(
     )
 
 
-def _evaluate_split(
+def evaluate_split(
     pairs: int,
     shares: tuple[bool, float, float],
     person: float,

@@ -4,6 +4,7 @@ Four constants stand for all that a data sheet does not say. LATENCY is solved f
 A100-80GB by DeepSpeed-Chat: 131,900 prompts in 11.7 h); the others are what such systems commonly reach.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import DataError, RecipeError
+from towpath.models.pass_memory import ModelShape
 from towpath.planning.speed import Speed
 
 TABLE = Path(__file__).with_name("devices.toml")
@@ -109,6 +111,9 @@ SHAPES = (
 """Parameters and layers of known models."""
 
 
+USUAL_VOCABULARY = 50_000
+
+
 def parse_size(text: str) -> float:
     """`7B` or `350M` as a number of parameters."""
     parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MBmb])\s*", text)
@@ -168,3 +173,22 @@ def formula_speed(
         load=2 * parameters / LOADED,
         rows_at_once=ROWS_AT_ONCE,
     )
+
+
+PROCESSOR_OPERATIONS = 1.6e11
+PROCESSOR_BANDWIDTH = 12e9
+"""Of a core in a second: the order of magnitude of processors of recent years."""
+
+
+def processor() -> Device:
+    """A stand-in for this machine's processor, until it is measured."""
+    cores = os.cpu_count() or 1
+    name = f"{cores} cores of a usual processor"
+    return Device(name, cores * PROCESSOR_OPERATIONS, 0.0, cores * PROCESSOR_BANDWIDTH, 0.0, None)
+
+
+def usual_shape(parameters: float) -> ModelShape:
+    """The shape of a model of usual proportions."""
+    layers = layers_of(parameters)
+    width = round((parameters / (12 * layers)) ** 0.5)
+    return ModelShape(layers, width, 4 * width, width, width, USUAL_VOCABULARY)

@@ -3,12 +3,17 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from towpath.planning.amounts import Source
 from towpath.planning.speed import Speed, seconds_of
-from towpath.planning.work import Counts, Source, Work, answer_length, stage_work
+from towpath.planning.work import Counts, Work, answer_length, stage_work
 from towpath.recipe import Recipe
 
-SPREAD: Mapping[Source, float] = {"measured": 0.15, "formula": 0.4}
-"""How far a speed may be off, one way or the other."""
+SPREAD: Mapping[Source, tuple[float, float]] = {
+    "measured": (0.85, 1.15),
+    "formula": (0.6, 1.4),
+    "assumption": (0.33, 3.0),
+}
+"""How far seconds may be off, one way and the other."""
 SHORT, LONG = 0.7, 1.15
 """Mean answer of the low and the high case over the likely one, where it is not measured."""
 LOADS = {"sft": 2, "baseline": 2, "sample": 2, "judge_model": 2, "reward": 2, "policy": 3, "evaluate": 8}
@@ -59,9 +64,9 @@ def stage_times(
         times.append(
             StageTime(
                 stage,
-                rounds * ends[0] * (1 - spread),
+                rounds * ends[0] * spread[0],
                 rounds * total,
-                rounds * ends[1] * (1 + spread),
+                rounds * ends[1] * spread[1],
                 {name: rounds * seconds for name, seconds in parts.items()},
                 source,
                 _per_step(stage, works, parts, recipe),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from towpath.planning.work import Work
+from towpath.planning.work import Counts, Work
 
 ROWS_AT_ONCE = 256
 """Rows that an engine samples together."""
@@ -33,6 +33,19 @@ class Speed:
     load: float
     """Of loading the model once."""
     rows_at_once: int = ROWS_AT_ONCE
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a trial on a machine has shown."""
+
+    counts: Counts
+    speed: Speed
+    peaks: Mapping[str, int]
+    """The most bytes of memory while each part of the trial ran."""
+    sampled_rows: int
+    """Rows, and tokens of each, that the trial of sampling had in memory at once."""
+    sampled_tokens: float
 
 
 def seconds_of(stage: str, works: Iterable[Work], speed: Speed, workers: int = 1) -> dict[str, float]:

@@ -18,8 +18,6 @@ UNITS = {
     "reward/upper": "the layers above",
     "experience": "all that is computed of a rollout before the updates: reference, policy, reward model, critic",
 }
-Source = Literal["measured", "formula", "table", "assumption", "data", "recipe"]
-"""Where a number of a plan is from."""
 DISGUISE_TOKENS = 60
 """By which a transform of a harmful prompt makes it longer, on average."""
 PROBE_TOKENS = 24

@@ -13,9 +13,9 @@ from towpath.data.refused_rows import Part, skipped_findings, write_refused_rows
 from towpath.data.selection import select
 from towpath.data.token_lengths import TokenLengths, cut_to_budget, drop_too_long, find_too_long, limits_of, model_key
 from towpath.errors import RecipeError
+from towpath.planning.sizes import model_size
 from towpath.progress import progress
 from towpath.recipe import Recipe
-from towpath.run.sizes import model_size
 
 
 def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
@@ -80,6 +80,8 @@ def _summary(corpus: Corpus) -> DataSummary:
         len(corpus.heldout),
         len(corpus.safety),
         sum(p.harmful for p in corpus.safety),
+        len(corpus.demonstrations),
+        data_summary.demonstration_lengths(corpus),
     )
 
 

@@ -16,10 +16,10 @@ from towpath.data.template_renderer import TemplateRaised
 from towpath.data.token_lengths import UNRENDERABLE, prompt_tokens
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
+from towpath.planning.sizes import Size, model_size
 from towpath.recipe import Policy, Recipe, Reward, Sft
 from towpath.records import Demonstration, Finding, Prompt, Severity
 from towpath.rewards import sources
-from towpath.run.sizes import Size, model_size
 
 MAX_ROWS = 200
 """Rows whose tokens are compared with those of the template."""

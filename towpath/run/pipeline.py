@@ -2,9 +2,7 @@
 
 import importlib
 import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +15,7 @@ from towpath import interrupt
 from towpath.data.corpus import Corpus
 from towpath.data.refused_rows import FILE
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
-from towpath.models import content
+from towpath.models import content, memory
 from towpath.progress import print_note, progress
 from towpath.recipe import Recipe
 from towpath.recipe.stage_configs import STAGE_CONFIGS
@@ -162,6 +160,7 @@ class Pipeline:
         verb = "resumes" if (stage.folder / "checkpoints").exists() else "starts"
         self.say(f"{stage.name}: {verb} ({stage.fingerprint})")
         remove_temporary(stage.folder)
+        memory.reset_peak()
         start = time.monotonic()
         earlier = _seconds_of_earlier_attempts(stage.folder)
         try:
@@ -197,8 +196,6 @@ class Pipeline:
     ) -> None:
         inputs = [planned for planned in self.stages if planned.name in stage.inputs]
         fingerprints = {planned.name: planned.fingerprint for planned in inputs}
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         content = {
             "stage": stage.name,
             "fingerprint": stage.fingerprint,
@@ -212,7 +209,7 @@ class Pipeline:
             | {"python": platform.python_version(), "machine": platform.machine()},
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
-            "peak_memory_bytes": peak + manifest.peak_of_workers(stage.folder),
+            "peak_memory_bytes": memory.peak_bytes() + manifest.peak_of_workers(stage.folder),
             "workers": _workers(stage.folder),
             "restarts": manifest.read_restarts(stage.folder),
             "findings": [asdict(finding) for finding in findings],

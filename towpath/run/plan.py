@@ -47,6 +47,8 @@ class LabelPlan:
     trust: RaterAccuracy
     trust_measured: tuple[bool, bool]
     evaluation: EvaluationPlan
+    judge_measured: bool = False
+    """Whether the judge's dollars for a pair were measured."""
 
 
 def plan_labels(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> LabelPlan:
@@ -57,7 +59,9 @@ def plan_labels(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> L
     seconds = label_budget.seconds_per_pair(by_people, limits.seconds)
     pairs = limits.pairs or max_comparisons(recipe, data.train)
     has_judge = cfg.raters in ("judge", "blend")
-    judge_price = _judge_price(recipe, run, data, store) if has_judge or recipe.judge.base_url else 0.0
+    judge_price, judge_measured = 0.0, False
+    if has_judge or recipe.judge.base_url:
+        judge_price, judge_measured = _judge_price(recipe, run, data, store)
     prices = Prices(seconds, limits.wage, judge_price if has_judge else 0.0)
     human_share = {"people": 1.0, "blend": cfg.human_share}.get(cfg.raters, 0.0)
     ceiling = SpendingLimit(limits.dollars or math.inf, limits.hours or math.inf)
@@ -84,6 +88,7 @@ def plan_labels(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> L
         trust=trust,
         trust_measured=trust_measured,
         evaluation=plan_evaluation(recipe, run, data, store, seconds),
+        judge_measured=judge_measured,
     )
 
 
@@ -103,18 +108,19 @@ def _costs(by_people: Sequence[Judgement], count: int, store: Store, prices: Pri
     return label_budget.LabelCost(count, people.hours * share, people.dollars * share + dollars, dollars)
 
 
-def _judge_price(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> float:
-    """Dollars of the judge for a pair: measured, or estimated from the lengths of prompts and answers."""
+def _judge_price(recipe: Recipe, run: Path, data: DataSummary, store: Store) -> tuple[float, bool]:
+    """Dollars of the judge for a pair, and whether they were measured or estimated from lengths of prompts and
+    answers."""
     cost, count = store.read(judgement_reads.mean_cost, "judge", MAX_MEASURED)
     if count >= MIN_JUDGEMENTS:
-        return cost
+        return cost, True
     answers = store.some_answers(PRICED_ANSWERS) or ["x" * TYPICAL_CHARACTERS]
     prompts = ["x" * length for length in data.prompt_lengths] or ["x" * TYPICAL_CHARACTERS]
     cases = [
         PairText(str(i), prompts[i % len(prompts)], answers[i % len(answers)], answers[(i + 1) % len(answers)])
         for i in range(PRICED_PAIRS)
     ]
-    return judging.estimate_cost(judge_runner.judge_settings(recipe.judge, run), cases).dollars / len(cases)
+    return judging.estimate_cost(judge_runner.judge_settings(recipe.judge, run), cases).dollars / len(cases), False
 
 
 def _trust(recipe: Recipe, store: Store) -> tuple[RaterAccuracy, tuple[bool, bool]]:

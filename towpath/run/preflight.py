@@ -19,13 +19,13 @@ from towpath.evals.no_judge import NO_JUDGE_CODE
 from towpath.feedback import judge_runner, rules
 from towpath.models.cpu import build
 from towpath.models.memory import memory_available
+from towpath.planning.sizes import Size, disk_needed, gigabytes, gpu_memory_needed, memory_needed
 from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe, Rewards
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
 from towpath.run import cluster_checks, engine_checks, judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
 from towpath.run.gpu_checks import check_gpu, check_gpu_memory, uses_gpu
-from towpath.run.sizes import Size, disk_needed, gigabytes, gpu_memory_needed, memory_needed
 from towpath.run.worker_plan import place_workers
 
 ENOUGH_PROMPTS = 200

@@ -12,13 +12,13 @@ from towpath.algos import data_of
 from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError
 from towpath.models import base, content
+from towpath.planning.sizes import model_size
 from towpath.recipe import ALGORITHM_DEFAULTS, Decoding, Recipe
 from towpath.recipe.reader import check, flatten, merge
 from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Comparison, Completion, Finding, Label, as_row, finding_of, prompt_of, transcript
 from towpath.run import arguments, engine_checks, model_checks, preflight, trackers
 from towpath.run.record import METRICS
-from towpath.run.sizes import model_size
 from towpath.runtime.process import prepare_process
 from towpath.stages import generation, policy
 from towpath.stages.job import Job

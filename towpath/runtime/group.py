@@ -21,6 +21,7 @@ from towpath.algos.contract import Metrics, Outputs, add
 from towpath.data.batch import Batch
 from towpath.data.chat import Chat
 from towpath.errors import TrainingError
+from towpath.planning.memory import SHARE_OF_GPU
 from towpath.progress import print_note
 from towpath.recipe import Model
 from towpath.runtime import passes, sharding
@@ -88,7 +89,7 @@ class Group:
         if self._shard == "auto":
             room = min(self.workers.ask("capacity", [{}] * self.workers.count))
             needed = sharding.bytes_on_a_gpu(roles)
-            self._sharded = needed > sharding.SHARE_OF_GPU * room
+            self._sharded = needed > SHARE_OF_GPU * room
             if self._sharded:
                 print_note(
                     f"weights take {needed / 2**30:.0f} GiB of {room / 2**30:.0f} GiB a GPU: they are divided over "

@@ -12,16 +12,15 @@ import torch
 
 from towpath.errors import ResourceError
 from towpath.recipe import Cluster, Model
+from towpath.runtime.host_devices import worker_devices
 from towpath.runtime.present_task import launcher_of
 from towpath.runtime.ray_hosts import RayHosts
 from towpath.runtime.remote import Remote
 from towpath.runtime.task_hosts import TaskHosts
-from towpath.runtime.workers import Part, Workers, close_shared_workers, shared_workers, visible_gpus
+from towpath.runtime.workers import Part, Workers, close_shared_workers, shared_workers
 
 T = TypeVar("T")
 
-MAX_WORKERS_PER_CORE = 4
-"""More than one is of use for tests alone."""
 _hosts: dict[tuple[str, int], Any] = {}
 """Other hosts of this process's run, which stay connected from stage to stage, by launcher and process."""
 
@@ -87,25 +86,6 @@ def require_training_workers(cluster: Cluster, workers: int) -> None:
 def is_open() -> bool:
     """Whether strangers can start programs where the workers run."""
     return any(hosts.is_open for (_, process), hosts in _hosts.items() if process == os.getpid())
-
-
-def worker_devices(model: Model, cluster: Cluster) -> list[str]:
-    """The device of each worker process of this host; none where this process does the work itself."""
-    gpus = 0 if model.is_on_cpu else visible_gpus()
-    if cluster.gpus != "auto" and not model.is_on_cpu:
-        if cluster.gpus > gpus:
-            fix = "set cluster.gpus = 'auto', or install the driver and a torch build for this GPU"
-            raise ResourceError(f"cluster.gpus = {cluster.gpus}", f"this host has {gpus} that torch can use", fix)
-        gpus = cluster.gpus
-    if cluster.workers == "auto":
-        return [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else []
-    if gpus:
-        return [f"cuda:{number % gpus}" for number in range(cluster.workers)]
-    cores = os.cpu_count() or 1
-    if cluster.workers > MAX_WORKERS_PER_CORE * cores:
-        rule = f"this host has {cores} cores, and each worker computes all the time"
-        raise ResourceError(f"cluster.workers = {cluster.workers}", rule, f"set cluster.workers to {cores} at most")
-    return ["cpu"] * cluster.workers
 
 
 def close_workers() -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 from towpath.models import files
 from towpath.runtime.contract import RoleSpec
 
-SHARE_OF_GPU = 0.6
-"""What weights and optimizer may take of a GPU; activations and an engine need the rest."""
 FROZEN_BYTES = 2
 TRAINED_BYTES = 18
 """Of a number: in 16 bits; with its low bits, gradient, sum of gradients and two moments."""

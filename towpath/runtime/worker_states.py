@@ -63,7 +63,7 @@ class WorkerState:
     """The method or function that it computes, empty between two of them."""
     memory_bytes: float = 0.0
     peak_memory_bytes: float = 0.0
-    """The most that was seen."""
+    """The most that was seen since the stage began."""
     started: float = 0.0
     last_heard: float = 0.0
     progressed: float = 0.0
@@ -82,6 +82,8 @@ class WorkersFile:
         self._timeout = timeout
         self._since = time.monotonic()
         self._written = -INTERVAL
+        for state in states:
+            state.peak_memory_bytes = state.memory_bytes
         self._before = [replace(state, seconds=dict(state.seconds), usage=state.usage.copy()) for state in states]
 
     def write(self, states: Sequence[WorkerState], lost: str = "", last: bool = False) -> None:

@@ -16,7 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
-import torch
 import torch.distributed as dist
 
 from towpath import errors, interrupt
@@ -424,8 +423,3 @@ def close_shared_workers() -> None:
     """End all workers of this process."""
     while _shared:
         _shared.popitem()[1].close()
-
-
-def visible_gpus() -> int:
-    """How many GPUs this process may use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0

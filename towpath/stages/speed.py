@@ -1,4 +1,5 @@
-"""The speeds of this machine for a recipe: what its stages compute, on a few of its own rows and its own model.
+"""The speeds and the memory of this machine for a recipe: what its stages compute, on a few of its own rows and its own
+model.
 
 B rows, T answer tokens.
 """
@@ -20,8 +21,8 @@ from towpath.algos import sft as sft_algo
 from towpath.data.batch import Batch, Row, make_row
 from towpath.data.chat import Chat, as_messages
 from towpath.data.corpus import Corpus
-from towpath.models import base
-from towpath.planning.speed import ROWS_AT_ONCE, Speed
+from towpath.models import base, memory
+from towpath.planning.speed import ROWS_AT_ONCE, Measurement, Speed
 from towpath.planning.work import Counts
 from towpath.recipe import Decoding, Lora, Recipe
 from towpath.rollout.engine import SampleRequest
@@ -29,17 +30,23 @@ from towpath.rollout.generate import load_engine
 from towpath.rollout.reward_models import initial_model
 from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
 from towpath.runtime.launch import launch, launch_classifier
+from towpath.runtime.process import release_memory
 from towpath.stages.demonstrations import demonstration_batch
 
 SAMPLED = 400
 """Texts of each kind that are tokenised."""
-ROWS = 16, 128
+ROWS = 8, 128
 TOKENS = 4, 12
 """Rows, and new tokens of each, of which sampling is timed: few and many."""
+MOST_SAMPLED = 8192
+"""Tokens of the prompts of many rows."""
 BATCHES = 4
 """Batches that are timed, after one that is not; each has other rows, as those of a run have."""
+ENOUGH = 4.0
+"""Seconds after which two batches are enough."""
 MOST_ROWS = 64
-"""Rows of such a batch."""
+MOST_TOKENS = 4096
+"""Of such a batch."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,13 @@ def _mean(rows: Sequence[Sequence[int]]) -> float:
     return sum(map(len, rows)) / len(rows) if rows else 0.0
 
 
-def measure(recipe: Recipe, run: Path, corpus: Corpus, texts: Texts, stages: Collection[str]) -> Speed:
-    """Time what these kinds of stage do, on the base model, whose shapes all have."""
-    timed = _Timed(recipe, run, texts)
+def measure(
+    recipe: Recipe, run: Path, corpus: Corpus, stages: Collection[str], say: Callable[[str], None]
+) -> Measurement:
+    """Time what these kinds of stage do, on the base model, whose shapes all have; and the most bytes of memory of each
+    part. `say` is called with the name of each part before it begins."""
+    texts = read_texts(recipe, run, corpus)
+    timed = _Timed(recipe, run, texts, say)
     step, row, prompt, load = timed.sampling()
     train: dict[str, float] = {}
     optimizer: dict[str, float] = {}
@@ -102,24 +113,55 @@ def measure(recipe: Recipe, run: Path, corpus: Corpus, texts: Texts, stages: Col
     elif "reward" in stages:
         score["reward"] = timed.pretrained_reward()
     score["experience"], train["policy"], optimizer["policy"] = timed.policy(score.get("reward", 0.0))
-    return Speed(step, row, prompt, score, train, optimizer, load, ROWS_AT_ONCE * timed.workers)
+    timed.finish()
+    speed = Speed(step, row, prompt, score, train, optimizer, load, ROWS_AT_ONCE * timed.workers)
+    counts = count_tokens(recipe, corpus, texts)
+    return Measurement(counts, speed, timed.peaks, timed.many, _mean(texts.prompts) + max(TOKENS))
 
 
 class _Timed:
     """One recipe's measurements."""
 
-    def __init__(self, recipe: Recipe, run: Path, texts: Texts) -> None:
+    def __init__(self, recipe: Recipe, run: Path, texts: Texts, say: Callable[[str], None]) -> None:
         self.recipe = recipe
         self.run = run
         self.texts = texts
         self.folder = base.find(recipe.model.source, run)
         self.draw = np.random.default_rng(0)
         self.workers = 1
+        self.many = max(2 * ROWS[0], min(ROWS[1], round(MOST_SAMPLED / _mean(texts.prompts))))
+        self.peaks: dict[str, int] = {}
+        self._say = say
+        self._part = ""
+        self._runtime: Runtime | None = None
+
+    def begin(self, part: str) -> None:
+        """Note the memory of the part before, and begin with this one."""
+        self.finish()
+        self._part = part
+        self._say(part)
+        memory.reset_peak()
+
+    def finish(self) -> None:
+        """Note the memory of the part that ends."""
+        if self._part and self._runtime:
+            states = self._runtime.worker_states() if self.workers > 1 else ()
+            self.peaks[self._part] = memory.peak_bytes() + round(sum(state.peak_memory_bytes for state in states))
+        self._runtime = None
+        release_memory()
 
     def launch(self, training: bool = True, packing: bool = True) -> Runtime:
         runtime = launch(self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
-        self.workers = len(runtime.worker_states())
+        states = runtime.worker_states()
+        self.workers = len(states)
+        for state in states:
+            state.peak_memory_bytes = 0.0
+        self._runtime = runtime
         return runtime
+
+    def row_count(self, most: int) -> int:
+        """Rows of a batch that takes no longer than others where rows are long."""
+        return max(4, min(most, round(MOST_TOKENS / (_mean(self.texts.prompts) + _mean(self.texts.answers)))))
 
     def rows(self, count: int, longest: int) -> list[Row]:
         """Prompts of the run with answers as long as its demonstrations."""
@@ -132,7 +174,9 @@ class _Timed:
 
     def sampling(self) -> tuple[float, float, float, float]:
         """Seconds of a token step, of a row in it, of a token of a prompt, and of loading the model."""
+        self.begin("sampling")
         recipe = self.recipe
+        few, many = ROWS[0], self.many
         runtime = self.launch(training=False)
         begin = time.perf_counter()
         runtime.open({"model": RoleSpec(self.folder)})
@@ -148,13 +192,14 @@ class _Timed:
             runtime.publish("model", engine)
             measured = {
                 (rows, tokens): _fastest(lambda rows=rows, tokens=tokens: engine.generate(requests(rows, tokens)))
-                for rows in ROWS
+                for rows in (few, many)
                 for tokens in TOKENS
             }
-        few, many = ROWS
         short, long = TOKENS
         # t = rows * prompt * p + tokens * (s + rows * r)
-        of_few, of_many = (max(0.0, measured[rows, long] - measured[rows, short]) / (long - short) for rows in ROWS)
+        of_few, of_many = (
+            max(0.0, measured[rows, long] - measured[rows, short]) / (long - short) for rows in (few, many)
+        )
         row = max(0.0, of_many - of_few) / (many - few)
         step = max(0.0, of_few - few * row)
         of_prompts = max(0.0, measured[many, short] - short * of_many) / (many * _mean(self.texts.prompts))
@@ -162,31 +207,36 @@ class _Timed:
 
     def scoring(self) -> float:
         """Seconds of a token of which the policy's model gives the log-probability."""
+        self.begin("scoring")
         runtime = self.launch(training=False)
         runtime.open({"model": RoleSpec(self.folder)})
-        batches = [Batch(self.rows(MOST_ROWS, self.recipe.evaluate.max_new_tokens)) for _ in range(BATCHES + 1)]
+        batches = [
+            Batch(self.rows(self.row_count(MOST_ROWS), self.recipe.evaluate.max_new_tokens)) for _ in range(BATCHES + 1)
+        ]
         return _per_token(batches, lambda batch: runtime.score("model", batch, ("logp",)))
 
     def fine_tuning(self, corpus: Corpus) -> tuple[float, float]:
         """Seconds of a token that is trained on, and of an optimizer step."""
+        self.begin("sft")
         cfg = self.recipe.sft
         runtime = self.launch(packing=cfg.packing)
         lora = cfg.lora if cfg.method == "lora" else None
         runtime.open({"policy": RoleSpec(self.folder, lora, learning_rate=1e-9)}, OptimizerConfig())
         whole = demonstration_batch(self.texts.chat, _some(corpus.demonstrations), cfg, cfg.domains).batch
-        size = min(cfg.batch, len(whole), MOST_ROWS)
+        size = min(cfg.batch, len(whole), self.row_count(MOST_ROWS))
         batches = [whole.take(self.draw.permutation(len(whole))[:size]) for _ in range(BATCHES + 1)]
         return _training(runtime, batches, sft_algo, cfg, ("policy",))
 
     def reward_training(self) -> tuple[float, float, float, float]:
         """Seconds of a token below the adapter, above it, and trained on, and of an optimizer step."""
+        self.begin("reward")
         cfg = self.recipe.reward
         runtime = self.launch()
         folder = initial_model(cfg, Path(self.folder), self.run)
         lora = cfg.lora if cfg.method == "lora" else None
         spec = RoleSpec(folder, lora, head="scalar", random_head=True, learning_rate=1e-9)
         runtime.open({"reward": spec}, OptimizerConfig())
-        size = 2 * max(1, min(cfg.batch, MOST_ROWS // 2))
+        size = 2 * max(1, min(cfg.batch, self.row_count(MOST_ROWS) // 2))
         # another model may have fewer tokens
         vocabulary = len(base.load_tokenizer(folder))
         batches = [self._pairs(size, vocabulary) for _ in range(BATCHES + 1)]
@@ -197,12 +247,13 @@ class _Timed:
 
     def pretrained_reward(self) -> float:
         """Seconds of a token by the reward model from elsewhere, which has a tokenizer of its own."""
+        self.begin("reward")
         recipe = self.recipe
         source = recipe.reward.pretrained
         classifier = launch_classifier(
             self.launch(training=False), recipe.model, source, self.run, recipe.reward.template, "reward.pretrained"
         )
-        batches = [Batch(self.rows(MOST_ROWS, recipe.policy.max_new_tokens)) for _ in range(3)]
+        batches = [Batch(self.rows(self.row_count(MOST_ROWS), recipe.policy.max_new_tokens)) for _ in range(3)]
         chat = self.texts.chat
 
         def score(batch: Batch) -> None:
@@ -226,16 +277,17 @@ class _Timed:
     def policy(self, reward: float) -> tuple[float, float, float]:
         """Seconds of a token of a rollout before the updates, of one that is trained on, and of an optimizer step;
         `reward` is that of a reward model which is a model of its own."""
+        self.begin("policy")
         cfg = self.recipe.policy
         runtime = self.launch()
         roles = self._policy_roles()
         runtime.open(roles, OptimizerConfig(eps=1e-5))
-        size = max(1, min(cfg.rollout, 2 * MOST_ROWS))
+        size = max(1, min(cfg.rollout, self.row_count(2 * MOST_ROWS)))
         batches = [Batch(self.rows(size, cfg.max_new_tokens)) for _ in range(3)]
         experience = _per_token(batches, lambda batch: self._experience(runtime, roles, batch))
         if self._has_reward_model and "reward" not in roles:
             experience += reward
-        size = min(cfg.batch, MOST_ROWS)
+        size = min(cfg.batch, self.row_count(MOST_ROWS))
         batches = [
             runtime.cache_frozen_prefix(_with_columns(Batch(self.rows(size, cfg.max_new_tokens))), "reference")
             for _ in range(BATCHES + 1)
@@ -309,9 +361,9 @@ def _tokens(batch: Batch) -> int:
 
 
 def _fastest(work: Callable[[], Any]) -> float:
-    """Seconds of the faster of two runs, after one that is not counted."""
-    seconds = []
-    for _ in range(3):
+    """Seconds of the faster of two runs, after one that is not counted; of one where they take long."""
+    seconds: list[float] = []
+    while len(seconds) < 3 and (len(seconds) < 2 or sum(seconds) < ENOUGH):
         begin = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - begin)
@@ -319,12 +371,18 @@ def _fastest(work: Callable[[], Any]) -> float:
 
 
 def _per_token(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
-    """Seconds of a token, over all batches but the first."""
+    """Seconds of a token, over all batches but the first, or as many as are enough."""
     work(batches[0])
-    begin = time.perf_counter()
-    for batch in batches[1:]:
+    seconds = 0.0
+    tokens = 0
+    for number, batch in enumerate(batches[1:]):
+        if number > 1 and seconds > ENOUGH:
+            break
+        begin = time.perf_counter()
         work(batch)
-    return (time.perf_counter() - begin) / sum(_tokens(batch) for batch in batches[1:])
+        seconds += time.perf_counter() - begin
+        tokens += _tokens(batch)
+    return seconds / tokens
 
 
 def _training(
@@ -333,21 +391,15 @@ def _training(
     """Seconds of a token that is trained on by these roles, and of an optimizer step."""
     loss = Loss(algo.__name__, config.model_dump(), {"policy_weight": 1.0, "kl_coef": 0.1})
     needs = {role: wants for role, wants in algo.TRAINS.items() if role in roles}
-    steps = 0.0
+    steps: list[float] = []
 
     def update(batch: Batch) -> None:
-        nonlocal steps
         runtime.forward_backward(needs, batch, loss, algo.weigh(batch, config))
         begin = time.perf_counter()
         runtime.step(1.0, 1.0)
-        steps += time.perf_counter() - begin
+        steps.append(time.perf_counter() - begin)
 
-    update(batches[0])
-    steps = 0.0
-    count = len(batches) - 1
-    tokens = sum(_tokens(batch) for batch in batches[1:])
-    begin = time.perf_counter()
-    for batch in batches[1:]:
-        update(batch)
-    seconds = time.perf_counter() - begin
-    return (seconds - steps) / tokens, steps / count
+    whole = _per_token(batches, update)
+    tokens = sum(_tokens(batch) for batch in batches[1 : len(steps)]) / (len(steps) - 1)
+    optimizer = sum(steps[1:]) / (len(steps) - 1)
+    return whole - optimizer / tokens, optimizer

@@ -54,14 +54,26 @@ def gigabytes(amount: int) -> str:
     return f"{amount / 1e9:,.1f} GB" if amount >= 1e9 else f"{amount / 1e6:,.0f} MB"
 
 
-def disk_needed(recipe: Recipe, size: Size, reward: Size | None = None) -> int:
-    """Bytes of the weights that stages leave, and of three checkpoints each: two kept, one being written. `reward` is
-    the size of the model that the reward model begins with, if that is not the tuned model."""
-    saved = (size.parameters or 0) * (1 + recipe.rounds)
-    if recipe.reward.method == "full":
-        saved += recipe.rounds * ((reward or size).parameters or 0)
+CHECKPOINT_BYTES = 3 * 16
+"""Of a trained parameter: its value, gradient sums and moments in three checkpoints, two kept and one being written."""
+
+
+def disk_by_stage(recipe: Recipe, size: Size, reward: Size | None = None) -> dict[str, int]:
+    """Bytes of the weights that each stage leaves, and of its checkpoints, rounds together. `reward` is the size of the
+    model that the reward model begins with, if that is not the tuned model."""
+    whole = BYTES * (size.parameters or 0)
+    scorer_whole = BYTES * ((reward or size).parameters or 0) if recipe.reward.method == "full" else 0
     sft, scorer, policy = _trained_parameters(recipe, size, reward)
-    return BYTES * saved + 3 * 16 * (sft + recipe.rounds * (scorer + policy))
+    return {
+        "sft": whole + CHECKPOINT_BYTES * sft,
+        "reward": recipe.rounds * (scorer_whole + CHECKPOINT_BYTES * scorer),
+        "policy": recipe.rounds * (whole + CHECKPOINT_BYTES * policy),
+    }
+
+
+def disk_needed(recipe: Recipe, size: Size, reward: Size | None = None) -> int:
+    """Bytes of all stages."""
+    return sum(disk_by_stage(recipe, size, reward).values())
 
 
 def memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0, parts: int = 1) -> int:

@@ -1,0 +1,180 @@
+"""Memory of each stage on one device, by what takes it: models, gradients, optimizer, a pass or the cache of answers
+that are sampled, the head, and the process itself.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from towpath.models.pass_memory import LOGITS_BYTES, ModelShape, head_rows, token_bytes, tokens_that_fit
+from towpath.planning.amounts import Source
+from towpath.planning.sizes import (
+    BYTES,
+    GPU_BYTES,
+    TOKENS_PER_PASS,
+    Size,
+    StageParameters,
+    gpu_memory_needed,
+    stage_parameters,
+)
+from towpath.planning.speed import ROWS_AT_ONCE, Measurement
+from towpath.planning.work import Counts
+from towpath.recipe import Recipe
+
+PROCESS = 450e6
+"""Bytes of Python with its libraries on a CPU, and of the driver's context on a GPU."""
+SAMPLED_LOGITS = 8
+"""Bytes of a logit while a token is drawn."""
+SHARE_OF_GPU = 0.6
+"""Of its memory that models may take where they are not divided over GPUs; the rest is for passes."""
+SAMPLES = ("sample", "baseline", "policy", "evaluate")
+"""Stages that sample."""
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """The device that a plan counts for."""
+
+    on_gpu: bool
+    bytes: int | None = None
+    """Of a GPU, or what this machine has available."""
+    share: int = 1
+    """Workers on it."""
+    parts: int = 1
+    """Workers that models are divided over."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of one worker in a stage."""
+
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int | None = 0
+    """Of a pass; None where the configuration of the model does not say its shape."""
+    cache: int = 0
+    """Keys and values of the answers that are sampled together; sampling and training take turns."""
+    head: int = 0
+    """Logits of the tokens that are computed at a time."""
+    process: int = 0
+    tokens_per_pass: int = 0
+    measured: int | None = None
+    """The most that a trial of this stage's work took on this machine, what was counted above included."""
+
+    @property
+    def source(self) -> Source:
+        """Where the total is from."""
+        return "formula" if self.measured is None else "measured"
+
+    @property
+    def total(self) -> int:
+        """The most at a time."""
+        if self.measured is not None:
+            return self.measured
+        fixed = self.weights + self.gradients + self.optimizer + self.head + self.process
+        return fixed + max(self.activations or 0, self.cache)
+
+
+def cache_bytes(shape: ModelShape, rows: float, tokens: float, width: int) -> int:
+    """Keys and values of so many rows, each number of so many bytes."""
+    return round(2 * rows * tokens * shape.layers * shape.keys * width)
+
+
+def stage_memories(
+    recipe: Recipe,
+    device: DeviceLimits,
+    shape: ModelShape | None,
+    sizes: tuple[Size, Size | None, int],
+    stages: Collection[str],
+    counts: Counts | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> dict[str, StageMemory]:
+    """The memory of these kinds of stage. `sizes`: of the model, of the one that the reward model begins with where it
+    is another, and parameters of other reward models."""
+    parameters = stage_parameters(recipe, *sizes)
+    parameters["judge_model"] = parameters["reward"]
+    model = sizes[0].parameters or 0
+    one = StageParameters(model, 0, True)
+    memories = {}
+    for stage in stages:
+        own = parameters.get(stage, one)
+        if stage in ("label", "sft") and not own.trained:
+            continue
+        if stage == "evaluate":
+            own = replace(one, frozen=max(model, sum(part.parameters or 0 for part in sizes[:2] if part)))
+        memory = _training(recipe, device, shape, own)
+        if stage in SAMPLES and shape:
+            longest = (recipe.preferences if stage == "sample" else recipe.policy).max_new_tokens
+            if stage in ("baseline", "evaluate"):
+                longest = recipe.evaluate.max_new_tokens
+            prompt = counts.prompt_tokens if counts else recipe.data.max_prompt_tokens
+            rows = rows_at_once if stage != "policy" else min(rows_at_once, recipe.policy.rollout)
+            width = GPU_BYTES[0] if device.on_gpu else BYTES
+            memory = replace(memory, cache=cache_bytes(shape, rows, prompt + longest, width))
+            memory = replace(memory, head=max(memory.head, rows * shape.vocabulary * SAMPLED_LOGITS))
+        memories[stage] = memory
+    return memories
+
+
+def _training(recipe: Recipe, device: DeviceLimits, shape: ModelShape | None, own: StageParameters) -> StageMemory:
+    # a weight that trains has low bits on a GPU, and on a CPU a copy of the best checkpoint
+    frozen, weight, gradient, moments = (
+        (GPU_BYTES[0], 4, 6, 8) if device.on_gpu else (BYTES, 2 * BYTES, BYTES, 2 * BYTES)
+    )
+    trained = StageParameters(0, own.trained, own.full)
+    memory = StageMemory(
+        weights=own.bytes(frozen, weight, device.parts),
+        gradients=trained.bytes(0, gradient, device.parts),
+        optimizer=trained.bytes(0, moments, device.parts),
+        process=round(PROCESS),
+        tokens_per_pass=TOKENS_PER_PASS if recipe.model.tokens_per_pass == "auto" else recipe.model.tokens_per_pass,
+    )
+    if shape is None:
+        return replace(memory, activations=None)
+    checkpointing = recipe.model.gradient_checkpointing
+    trains = own.trained > 0
+    tokens = memory.tokens_per_pass
+    if recipe.model.tokens_per_pass == "auto" and device.on_gpu and device.bytes:
+        room = device.bytes // device.share - memory.total
+        tokens = tokens_that_fit(room, shape, trains, own.full and trains, checkpointing)
+    rows = min(tokens, head_rows(not device.on_gpu, shape.vocabulary))
+    return replace(
+        memory,
+        activations=tokens * token_bytes(shape, trains, own.full and trains, checkpointing),
+        head=rows * shape.vocabulary * LOGITS_BYTES,
+        tokens_per_pass=tokens,
+    )
+
+
+PARTS_OF: Mapping[str, tuple[str, ...]] = {
+    "sft": ("sft",),
+    "reward": ("reward",),
+    "judge_model": ("reward",),
+    "policy": ("policy",),
+    "evaluate": ("scoring",),
+}
+"""Parts of a trial (towpath.stages.speed) that a stage has."""
+
+
+def with_measured(
+    memories: Mapping[str, StageMemory], trial: Measurement, shape: ModelShape | None, on_gpu: bool
+) -> dict[str, StageMemory]:
+    """The same with what a trial of the stages' parts took; a stage that samples more rows than it, or longer ones,
+    takes that much more."""
+    width = GPU_BYTES[0] if on_gpu else BYTES
+    had = 0.0
+    if shape:
+        had = cache_bytes(shape, trial.sampled_rows, trial.sampled_tokens, width)
+        had += trial.sampled_rows * shape.vocabulary * SAMPLED_LOGITS
+    measured = {}
+    for stage, memory in memories.items():
+        parts = [trial.peaks[part] for part in PARTS_OF.get(stage, ()) if part in trial.peaks]
+        if stage in SAMPLES and "sampling" in trial.peaks:
+            parts.append(trial.peaks["sampling"] + max(0, round(memory.cache + memory.head - had)))
+        measured[stage] = replace(memory, measured=max(parts)) if parts else memory
+    return measured
+
+
+def must_divide(recipe: Recipe, device: DeviceLimits, model: Size, reward: Size | None = None, others: int = 0) -> bool:
+    """Whether the largest stage, besides its passes, takes more of a GPU than leaves room for them."""
+    return device.bytes is not None and gpu_memory_needed(recipe, model, reward, others) > SHARE_OF_GPU * device.bytes
