@@ -27,6 +27,7 @@ def plan(
     devices: Annotated[
         Path | None, typer.Option(metavar="FILE", help="with --on: a table of GPUs and prices in place of ours")
     ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the plan as a page")] = None,
 ) -> None:
     """Plan a run: time, people, dollars, memory and disk of each stage with their ranges, the critical path, and what
     would be cheaper. Speeds are measured here with --measure, or follow from a data sheet with --on."""
@@ -43,6 +44,7 @@ def plan(
     from towpath.run.worker_plan import as_json as workers_json
     from towpath.run.worker_plan import workers_line
     from towpath.view.plan import plan_content, plan_lines
+    from towpath.view.plan_page import write_page
 
     wanted = WhatIf(on, model_size, pairs, completions, devices)
     wanted.require_on()
@@ -63,6 +65,9 @@ def plan(
         )
     if data.note:
         print_status(f"note: {data.note}")
+    if html:
+        write_page(html, settings.name, planned.run, changes)
+        print_status(f"plan: {html}")
     if as_json:
         content = labels_json(planned.labels) | {"plan": plan_content(planned.run, changes)}
         content["cluster"] = workers_json(planned.placement) if planned.placement else None

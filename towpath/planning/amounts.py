@@ -11,6 +11,9 @@ TRUST: tuple[Source, ...] = ("assumption", "formula", "table", "measured", "data
 """The least certain first."""
 
 
+DAY = 86_400
+
+
 @dataclass(frozen=True)
 class Amount:
     """Low, likely and high."""
@@ -43,3 +46,23 @@ def total(amounts: Iterable[Amount]) -> Amount:
     least = min(known, key=lambda amount: TRUST.index(amount.source))
     low, likely, high = (sum(getattr(amount, name) for amount in known) for name in ("low", "likely", "high"))
     return Amount(low, likely, high, least.source, least.basis)
+
+
+def span(seconds: float) -> str:
+    """A time span of a plan in one unit, to two or three digits."""
+    for name, unit, least in (("days", DAY, 2 * DAY), ("h", 3600, 2 * 3600), ("min", 60, 120)):
+        if seconds >= least:
+            amount = seconds / unit
+            return f"{amount:,.0f} {name}" if amount >= 10 else f"{amount:.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def spans(amount: Amount) -> str:
+    """Likely, and from low to high; the unit once where it is the same."""
+    if not amount.high:
+        return "–"
+    likely, low, high = (span(getattr(amount, name)) for name in ("likely", "low", "high"))
+    if low == high:
+        return likely
+    number, _, unit = low.partition(" ")
+    return f"{likely} ({number if high.endswith(f' {unit}') else low} to {high})"

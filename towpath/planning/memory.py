@@ -103,6 +103,8 @@ def stage_memories(
         if stage == "evaluate":
             own = replace(one, frozen=max(model, sum(part.parameters or 0 for part in sizes[:2] if part)))
         memory = _training(recipe, device, shape, own)
+        if stage in ("sample", "baseline"):  # nothing is scored or trained
+            memory = replace(memory, activations=0, head=0, tokens_per_pass=0)
         if stage in SAMPLES and shape:
             longest = (recipe.preferences if stage == "sample" else recipe.policy).max_new_tokens
             if stage in ("baseline", "evaluate"):

@@ -25,7 +25,8 @@ from towpath.run import results, trackers
 from towpath.run.cluster_checks import connected
 from towpath.run.fingerprint import PlannedStage, import_from_run_folder, plan_stages
 from towpath.run.gates import GATES_AFTER
-from towpath.run.loading import load_corpus
+from towpath.run.loading import load_corpus, summarise
+from towpath.run.plan_record import begin_stage, record_plan
 from towpath.run.record import read_current, write_current
 from towpath.run.status import stage_verdicts, verdict_line
 from towpath.store import location, manifest
@@ -96,6 +97,7 @@ class Pipeline:
         self._check()
         self._explain_reruns()
         self._write_current()
+        self._record_plan()
         from towpath.runtime.process import exempt_imports_from_gc, prepare_process
 
         prepare_process()
@@ -111,6 +113,13 @@ class Pipeline:
             self._write_current()
             raise
         return stage_verdicts(self.recipe, self.stages)
+
+    def _record_plan(self) -> None:
+        """Record what the stages are planned to take; a plan is no input of a run, so that nothing depends on it."""
+        try:
+            record_plan(self.recipe, self.folder, summarise(self.recipe, self.folder), self.store, self.stages)
+        except (TowpathError, OSError) as error:
+            self.say(f"the time of this run was not planned: {error}")
 
     def _is_next(self, only: str, number: int) -> bool:
         """Whether a stage is of the wanted kind; a later round is not until the round before it has ended."""
@@ -161,6 +170,7 @@ class Pipeline:
         self.say(f"{stage.name}: {verb} ({stage.fingerprint})")
         remove_temporary(stage.folder)
         memory.reset_peak()
+        begin_stage(stage.folder)
         start = time.monotonic()
         earlier = _seconds_of_earlier_attempts(stage.folder)
         try:

@@ -13,6 +13,7 @@ from towpath.records import Verdict
 from towpath.run import gates
 from towpath.run.fingerprint import PlannedStage, plan_stages
 from towpath.run.loading import recorded_summary
+from towpath.run.plan_record import RunProgress, progress_line, read_progress, stage_note
 from towpath.run.record import Current, read_current, stage_round
 from towpath.store import location, manifest
 from towpath.store.publish import lock_folder
@@ -30,6 +31,8 @@ class RunStatus:
     """The entry of `evaluate.judges` that decides the gates `sft` and `evaluate`; None if no judge fits the data."""
     evaluation_judges: list[str]
     """All judges of win rates; the others are compared with the first."""
+    progress: RunProgress | None = None
+    """Plan against actual time; None where nothing was planned."""
     data_note: str = ""
     """Whether the data changed since it was read, or was never read: then the stages are those of the last run."""
 
@@ -66,7 +69,8 @@ def read_status(recipe: Recipe, folder: Path) -> RunStatus:
     judges = list(select_judges(recipe.evaluate, recipe.preferences.raters, data))
     first = judges[0] if judges else None
     waiting_for = current.waiting_for if waiting else ""
-    return RunStatus(rows, waiting_for, list(current.findings), first, judges, data.note)
+    findings = list(current.findings)
+    return RunStatus(rows, waiting_for, findings, first, judges, read_progress(folder), data.note)
 
 
 def _next_state(stage: PlannedStage, current: Current, running: bool) -> str:
@@ -116,10 +120,13 @@ def status_lines(status: RunStatus) -> list[str]:
     lines = [f"note: {status.data_note}"] if status.data_note else []
     if not status.evaluation_judge and status.data_note != UNREAD:
         lines.append("No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.")
+    planned = {row.name: stage_note(row) for row in status.progress.stages} if status.progress else {}
     for row in status.stages:
         verdicts = "; ".join(_gate_summary(gate) for gate in row["gates"])
-        notes = "; ".join([*_worker_notes(row), verdicts] if verdicts else _worker_notes(row))
+        notes = "; ".join(note for note in (*_worker_notes(row), verdicts, planned.get(row["name"], "")) if note)
         lines.append(f"{row['name']:<12} {row['state']:<12} {notes}".rstrip())
+    if status.progress:
+        lines.append(progress_line(status.progress))
     if status.waiting_for:
         lines.append(f"waiting for: {status.waiting_for}")
     for finding in status.findings:

@@ -225,7 +225,9 @@ class _Timed:
         whole = demonstration_batch(self.texts.chat, _some(corpus.demonstrations), cfg, cfg.domains).batch
         size = min(cfg.batch, len(whole), self.row_count(MOST_ROWS))
         batches = [whole.take(self.draw.permutation(len(whole))[:size]) for _ in range(BATCHES + 1)]
-        return _training(runtime, batches, sft_algo, cfg, ("policy",))
+        seconds = _training(runtime, batches, sft_algo, cfg, ("policy",))
+        self._save(runtime, "policy")
+        return seconds
 
     def reward_training(self) -> tuple[float, float, float, float]:
         """Seconds of a token below the adapter, above it, and trained on, and of an optimizer step."""
@@ -243,7 +245,10 @@ class _Timed:
         frozen = _per_token(batches, lambda batch: runtime.cache_frozen_prefix(batch, "reward"))
         batches = [runtime.cache_frozen_prefix(batch, "reward") for batch in batches]
         upper = _per_token(batches, lambda batch: runtime.score("reward", batch, ("score",)))
-        return frozen, upper, *_training(runtime, batches, reward_model, cfg, ("reward",))
+        seconds = _training(runtime, batches, reward_model, cfg, ("reward",))
+        if cfg.method == "full":
+            self._save(runtime, "reward")
+        return frozen, upper, *seconds
 
     def pretrained_reward(self) -> float:
         """Seconds of a token by the reward model from elsewhere, which has a tokenizer of its own."""
@@ -293,7 +298,16 @@ class _Timed:
             for _ in range(BATCHES + 1)
         ]
         algo, config = self._policy_loss()
-        return experience, *_training(runtime, batches, algo, config, roles)
+        seconds = _training(runtime, batches, algo, config, roles)
+        self._save(runtime, "policy")
+        return experience, *seconds
+
+    def _save(self, runtime: Runtime, role: str) -> None:
+        """What the end of a stage has in memory: the best weights, and the model as it is written."""
+        best = runtime.snapshot()
+        with tempfile.TemporaryDirectory(dir=self.run) as folder:
+            runtime.export(role, Path(folder), self.texts.chat)
+        del best
 
     @property
     def _has_reward_model(self) -> bool:

@@ -4,36 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from towpath.planning.amounts import Amount
+from towpath.planning.amounts import Amount, span, spans
 from towpath.planning.memory import StageMemory
 from towpath.planning.run_plan import Change, RunPlan, StagePlan
 from towpath.planning.sizes import gigabytes
 
-DAY = 86_400
 BAR = 40
 """Characters of the whole critical path."""
 FILLS = {"people": "█", "judge": "▓", "computation": "░"}
 HEAD = "  {:<12}{:>28}{:>10}{:>10}{:>10}{:>11}   {}"
-
-
-def span(seconds: float) -> str:
-    """A time span of a plan in one unit, to two or three digits."""
-    for name, unit, least in (("days", DAY, 2 * DAY), ("h", 3600, 2 * 3600), ("min", 60, 120)):
-        if seconds >= least:
-            amount = seconds / unit
-            return f"{amount:,.0f} {name}" if amount >= 10 else f"{amount:.1f} {name}"
-    return f"{seconds:.0f} s"
-
-
-def spans(amount: Amount) -> str:
-    """Likely, and from low to high; the unit once where it is the same."""
-    if not amount.high:
-        return "–"
-    likely, low, high = (span(getattr(amount, name)) for name in ("likely", "low", "high"))
-    if low == high:
-        return likely
-    number, _, unit = low.partition(" ")
-    return f"{likely} ({number if high.endswith(f' {unit}') else low} to {high})"
 
 
 def dollars(amount: Amount) -> str:

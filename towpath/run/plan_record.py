@@ -1,0 +1,202 @@
+"""Plan against actual: the plan of each stage as it was before the stage began, what it took, and what is left."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from towpath.data.data_summary import DataSummary
+from towpath.planning.amounts import Amount, span, spans
+from towpath.planning.run_plan import StagePlan
+from towpath.recipe import Recipe
+from towpath.run.fingerprint import PlannedStage
+from towpath.run.record import read_current, stage_folders, stage_kind
+from towpath.run.run_plan import plan_run
+from towpath.store.jsonl import is_number
+from towpath.store.manifest import NAME as MANIFEST
+from towpath.store.manifest import read_object
+from towpath.store.publish import replace_file
+from towpath.store.store import Store
+
+FILE = "plan.json"
+STARTED = "started"
+"""In a stage's folder: when its first and its newest attempt began."""
+BY_ROUND = ("sample", "label", "reward", "policy", "evaluate")
+"""Stages that each round has; a plan counts all rounds together."""
+PRIOR_SECONDS = 20.0
+"""Of a stage that took as long as planned, which stand against what the first stages took."""
+State = Literal["done", "started", "to do"]
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """One stage."""
+
+    name: str
+    state: State
+    planned: Amount | None
+    """Seconds, before it began."""
+    actual: float | None
+    """Seconds that it took, or has taken."""
+    left: float
+    """Seconds that it will still take, estimated again."""
+    planned_memory: int | None
+    actual_memory: int | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Actual over planned seconds of a stage that is done."""
+        if self.state != "done" or self.planned is None or not self.planned.likely or self.actual is None:
+            return None
+        return self.actual / self.planned.likely
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """A run against its plan."""
+
+    stages: tuple[StageProgress, ...]
+    factor: float
+    """Actual over planned seconds of the stages that are done, with which the rest is estimated again."""
+
+    @property
+    def planned(self) -> float:
+        """Seconds of all stages."""
+        return sum(stage.planned.likely for stage in self.stages if stage.planned)
+
+    @property
+    def actual(self) -> float:
+        """Seconds until now."""
+        return sum(stage.actual or 0.0 for stage in self.stages)
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return sum(stage.left for stage in self.stages)
+
+
+def begin_stage(folder: Path) -> None:
+    """Note that an attempt begins."""
+    first, _ = _started(folder) or (time.time(), 0.0)
+    (folder / STARTED).write_text(f"{first:.1f} {time.time():.1f}", encoding="ascii")
+
+
+def record_plan(recipe: Recipe, run: Path, data: DataSummary, store: Store, stages: Sequence[PlannedStage]) -> None:
+    """Write the plan of each stage. One that was planned stays as it was, unless the stage is another now, or has not
+    begun and was planned on assumptions."""
+    before = _recorded(run)
+    kept = {}
+    for stage in stages:
+        known = before.get(stage.name, {})
+        begun = stage.done or (stage.folder / STARTED).is_file()
+        if known.get("fingerprint") == stage.fingerprint and (begun or known["seconds"]["source"] != "assumption"):
+            kept[stage.name] = known
+    if len(kept) == len(stages):
+        return
+    plan = plan_run(recipe, run, data, store).run
+    by_kind = {stage.stage: stage for stage in plan.stages}
+    for stage in stages:
+        planned = by_kind.get(stage.kind)
+        if stage.name not in kept and planned and not stage.done:
+            kept[stage.name] = _row(stage, planned, recipe.rounds)
+    replace_file(run / FILE, json.dumps({"stages": kept}, indent=1))
+
+
+def _row(stage: PlannedStage, planned: StagePlan, rounds: int) -> dict[str, Any]:
+    seconds = planned.seconds.times(1 / rounds if stage.kind in BY_ROUND else 1.0)
+    memory = planned.memory
+    return {
+        "fingerprint": stage.fingerprint,
+        "seconds": asdict(seconds),
+        "memory": {"bytes": memory.total, "source": memory.source} if memory else None,
+    }
+
+
+def read_progress(run: Path) -> RunProgress | None:
+    """The run against its plan; None where nothing was planned."""
+    recorded = _recorded(run)
+    folders = stage_folders(run, read_current(run, quiet=True))
+    if not recorded:
+        return None
+    rows = {name: _measured(name, folder, recorded.get(name, {})) for name, folder in folders.items()}
+    done = [
+        row for row in rows.values() if row.ratio is not None and row.planned and row.planned.source != "assumption"
+    ]
+    actual = sum(row.actual or 0.0 for row in done)
+    planned = sum(row.planned.likely for row in done if row.planned)
+    factor = (actual + PRIOR_SECONDS) / (planned + PRIOR_SECONDS)
+    return RunProgress(tuple(_with_left(row, factor) for row in rows.values()), factor)
+
+
+def _measured(name: str, folder: Path, recorded: Mapping[str, Any]) -> StageProgress:
+    planned = memory = None
+    if recorded.get("fingerprint") == folder.name:
+        with suppress(TypeError, KeyError):
+            planned = Amount(**recorded["seconds"])
+            memory = int(recorded["memory"]["bytes"])
+    manifest = read_object(folder / MANIFEST) or {}
+    if manifest.get("status") == "done":
+        peak = manifest.get("peak_memory_bytes")
+        seconds = _seconds_taken(name, folder, manifest)
+        return StageProgress(name, "done", planned, seconds, 0.0, memory, int(peak) if is_number(peak) else None)
+    started = _started(folder)
+    if started is None:
+        return StageProgress(name, "to do", planned, None, 0.0, memory, None)
+    return StageProgress(name, "started", planned, max(0.0, time.time() - started[1]), 0.0, memory, None)
+
+
+def _seconds_taken(name: str, folder: Path, manifest: Mapping[str, Any]) -> float | None:
+    """Seconds of computation; of labels from the first attempt to the end, since people work meanwhile."""
+    started = _started(folder)
+    if stage_kind(name) == "label" and started:
+        with suppress(TypeError, ValueError):
+            return max(0.0, datetime.fromisoformat(str(manifest["finished_at"])).timestamp() - started[0])
+    seconds = manifest.get("seconds")
+    return float(seconds) if is_number(seconds) else None
+
+
+def _with_left(row: StageProgress, factor: float) -> StageProgress:
+    if row.state == "done" or row.planned is None:
+        return row
+    expected = factor * row.planned.likely
+    left = max(expected - (row.actual or 0.0), 0.05 * expected)
+    return replace(row, left=left)
+
+
+def _started(folder: Path) -> tuple[float, float] | None:
+    try:
+        first, newest = map(float, (folder / STARTED).read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return None
+    return first, newest
+
+
+def _recorded(run: Path) -> dict[str, dict[str, Any]]:
+    content = read_object(run / FILE) or {}
+    stages = content.get("stages")
+    if not isinstance(stages, dict):
+        return {}
+    return {name: row for name, row in stages.items() if isinstance(row, dict) and isinstance(row.get("seconds"), dict)}
+
+
+def progress_line(progress: RunProgress) -> str:
+    """`time: 5.1 min done, about 3.2 min left; 8.2 min were planned`."""
+    words = [f"{span(progress.actual)} done"] if progress.actual else []
+    if progress.left:
+        words.append(f"about {span(progress.left)} left")
+    return f"time: {', '.join(words) or 'not begun'}; {span(progress.planned)} were planned"
+
+
+def stage_note(row: StageProgress) -> str:
+    """`84 s of 80 s planned (72 to 97)`, or what is left."""
+    if row.planned is None or not row.planned.high:
+        return f"took {span(row.actual)}" if row.state == "done" and row.actual is not None else ""
+    planned = f"{spans(row.planned)} planned"
+    if row.state == "done" and row.actual is not None:
+        return f"took {span(row.actual)}, {planned}"
+    left = f"about {span(row.left)} left"
+    return f"{left}, {planned}" if row.state == "started" else f"about {span(row.left)}, {planned}"
