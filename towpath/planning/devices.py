@@ -175,8 +175,8 @@ def formula_speed(
     )
 
 
-PROCESSOR_OPERATIONS = 1.6e11
-PROCESSOR_BANDWIDTH = 12e9
+PROCESSOR_OPERATIONS = 5e11
+PROCESSOR_BANDWIDTH = 20e9
 """Of a core in a second: the order of magnitude of processors of recent years."""
 
 

@@ -14,6 +14,7 @@ from towpath.errors import ResourceError, TowpathError
 from towpath.recipe import Recipe, load
 from towpath.recipe.reader import flatten
 from towpath.run.metric_columns import MetricColumns
+from towpath.run.plan_record import RunProgress, read_progress
 from towpath.run.record import (
     CURRENT,
     METRICS,
@@ -31,6 +32,8 @@ from towpath.store.manifest import RESTARTS, WORKERS, read_object, read_restarts
 
 MIN_INTERVAL = 0.2
 """Seconds within which files are not read again."""
+PLAN_INTERVAL = 5.0
+"""The same for the plan against the actual time, which reads the manifests of all stages."""
 ACTIVE_SECONDS = 60.0
 """Seconds since the last row within which a stage counts as running, where locks cannot be seen."""
 
@@ -117,13 +120,17 @@ class LiveRun:
         if not (run / "recipe.toml").is_file():
             raise ResourceError(f"{run}: no run", "a run is a folder that `towpath new` made", "fix the path")
         self.run = run
-        self._assignments = list(assignments)
+        self.assignments = list(assignments)
+        """Settings of the command line, key=value."""
         self.stages: dict[str, LiveStage] = {}
         self.settings: dict[str, Any] = {}
         self.findings: list[dict[str, Any]] = []
         self.waiting_for = ""
         self.lock = RLock()
+        self.progress: RunProgress | None = None
+        """Plan against actual time."""
         self._read_at = -MIN_INTERVAL
+        self._planned_at = -PLAN_INTERVAL
         self._modified: tuple[float, ...] = ()
         self._evaluation: Path | None = None
         self._refresh_stages()
@@ -138,6 +145,9 @@ class LiveRun:
             self._refresh_stages()
             for stage in self.stages.values():
                 stage.refresh()
+            if monotonic() - self._planned_at >= PLAN_INTERVAL:
+                self.progress = read_progress(self.run)
+                self._planned_at = monotonic()
             self._read_at = monotonic()
         finally:
             self.lock.release()
@@ -148,7 +158,7 @@ class LiveRun:
             return
         self._modified = modified
         try:
-            self.settings = flatten(load(self.run, self._assignments).model_dump(mode="json"))
+            self.settings = flatten(load(self.run, self.assignments).model_dump(mode="json"))
         except TowpathError:  # the recipe is being edited
             self.settings = self.settings or flatten(Recipe().model_dump(mode="json"))
         current = read_current(self.run, quiet=True)

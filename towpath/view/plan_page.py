@@ -13,6 +13,7 @@ from towpath.errors import ResourceError
 from towpath.planning.amounts import DAY, Amount, span
 from towpath.planning.run_plan import Bar, Change, RunPlan, StagePlan
 from towpath.planning.sizes import gigabytes
+from towpath.run.plan_record import RunProgress
 from towpath.store.publish import replace_file
 from towpath.view.charts import NOTHING, ticks
 from towpath.view.format import number
@@ -55,7 +56,7 @@ def content(title: str, plan: RunPlan, changes: Sequence[Change]) -> dict[str, A
         "machine": plan.machine,
         "summary": summary(plan),
         "tiles": list(_tiles(plan)),
-        "path": path_chart(list(plan.bars())),
+        "chart": path_chart(list(plan.bars())),
         "legend": [(COLOURS[who], WORDS[who]) for who in COLOURS if any(bar.who == who for bar in plan.bars())],
         "rows": [_row(stage) for stage in plan.stages],
         "memory": [_memory_row(plan, stage) for stage in plan.stages if stage.memory],
@@ -139,6 +140,7 @@ def _row(stage: StagePlan) -> dict[str, Any]:
         "dollars_range": _range(money, lambda amount: f"${amount:,.0f}") if money.high >= 1 else "",
         "dollars_source": money.source if money.high else "",
         "disk": gigabytes(round(stage.disk.likely)) if stage.disk.high else "–",
+        "memory": gigabytes(stage.memory.total) if stage.memory else "–",
     }
 
 
@@ -152,6 +154,26 @@ def _memory_row(plan: RunPlan, stage: StagePlan) -> dict[str, str]:
         "parts": memory_parts(memory),
         "fits": "" if plan.device_memory is None else "no" if stage in plan.too_large else "yes",
     }
+
+
+def progress_rows(progress: RunProgress) -> list[dict[str, str]]:
+    """Plan against actual of each stage."""
+    rows = []
+    for stage in progress.stages:
+        planned = stage.planned if stage.planned and stage.planned.high else None
+        rows.append(
+            {
+                "stage": stage.name,
+                "state": stage.state,
+                "planned": span(planned.likely) if planned else "–",
+                "range": _range(planned, span) if planned else "–",
+                "actual": span(stage.actual) if stage.actual is not None else "–",
+                "left": span(stage.left) if stage.left else "–",
+                "planned_memory": gigabytes(stage.planned_memory) if stage.planned_memory else "–",
+                "actual_memory": gigabytes(stage.actual_memory) if stage.actual_memory else "–",
+            }
+        )
+    return rows
 
 
 def path_chart(bars: Sequence[Bar]) -> Markup:

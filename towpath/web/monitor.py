@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from towpath.errors import DataError
 from towpath.run.live_record import LiveRun, LiveStage
 from towpath.run.metric_columns import PHASES, Columns
+from towpath.run.plan_record import progress_line
 from towpath.view.live import curves
 from towpath.view.live.headline import stage_headline
 from towpath.view.live.marks import stage_marks
@@ -246,6 +247,7 @@ def _state(run: LiveRun, stage: str) -> dict[str, Any]:
         "headline": [asdict(number) for number in stage_headline(run, stage)],
         "stages": {name: run.state(name) for name in run.stages},
         "waiting_for": run.waiting_for,
+        "time": progress_line(run.progress) if run.progress else "",
         "workers": _workers(run, stage),
     }
 

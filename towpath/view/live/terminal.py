@@ -15,6 +15,7 @@ from rich.text import Text
 from towpath.metrics import form, label
 from towpath.run.live_record import LiveRun, LiveStage
 from towpath.run.metric_columns import Columns
+from towpath.run.plan_record import progress_line
 from towpath.run.samples import TUNED, model_at
 from towpath.terminal import strip_control
 from towpath.view.downsample import bucket_means
@@ -73,6 +74,8 @@ def frame(run: LiveRun, console: Console) -> RenderableType:
     """The stage that is running, at the width of the console."""
     name = run.current_stage()
     parts: list[RenderableType] = [_title(run, name)]
+    if run.progress:
+        parts.append(Text(progress_line(run.progress), "dim"))
     if run.waiting_for:
         parts.append(Text(f"waiting for: {run.waiting_for}", "yellow"))
     stage = run.stages.get(name)

@@ -179,6 +179,8 @@ function showState(state) {
     if (tab && tab.textContent !== status) tab.textContent = status;
   }
   showWorkers(state.workers);
+  at("time").hidden = !state.time;
+  at("time").textContent = state.time;
   at("waits").hidden = !state.waiting_for;
   at("waits").textContent = state.waiting_for ? `Waiting for: ${state.waiting_for}` : "";
 }
