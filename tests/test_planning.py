@@ -1,6 +1,9 @@
 """Work and time of stages before they run: counts against a finished run, formulas against published ones."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,17 @@ from command import towpath
 
 from towpath import recipe as recipes
 from towpath.errors import DataError, RecipeError
+from towpath.planning.amounts import TRUST, Amount, span, spans, total
 from towpath.planning.devices import TrainedSize, formula_speed, layers_of, load_devices, parse_devices, parse_size
 from towpath.planning.estimate import stage_times
+from towpath.planning.sizes import gigabytes
 from towpath.planning.speed import Speed, seconds_of
 from towpath.planning.work import UNITS, Counts, Work, stage_work
 from towpath.recipe import Recipe
-from towpath.run.compute_plan import decided_pairs, sampled_length
 from towpath.run.fingerprint import plan_stages, stage_kinds
 from towpath.run.loading import load_corpus
+from towpath.run.machine_speed import decided_pairs, sampled_length
+from towpath.run.run_plan import waiting_seconds
 from towpath.stages.speed import count_tokens, read_texts
 from towpath.store import manifest
 
@@ -148,34 +154,138 @@ def test_sizes_have_a_unit() -> None:
             parse_size(text)
 
 
-@pytest.mark.slow
-def test_the_command_measures_once_and_plans_elsewhere(tmp_path) -> None:
+def plan_of(run: Path, *options: object) -> dict:
+    done = towpath("plan", run, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["plan"]
+
+
+def times_of(content: dict) -> dict[str, dict]:
+    """Stages that compute."""
+    return {stage["stage"]: stage for stage in content["stages"] if stage["computation"]["high"]}
+
+
+@pytest.fixture
+def tiny_run(tmp_path) -> Path:
     run = tmp_path / "run"
     assert towpath("new", run, "--recipe", "tiny").returncode == 0
-    before = towpath("plan", run)
-    assert f"`towpath plan {run} --measure`" in before.stdout
-    measured = json.loads(towpath("plan", run, "--measure", "--json").stdout)["compute"]
-    assert [time["stage"] for time in measured] == ["sft", "baseline", "sample", "reward", "policy", "evaluate"]
-    assert all(0 < time["low"] < time["likely"] < time["high"] for time in measured)
-    assert {time["source"] for time in measured} == {"measured"}
-    after = towpath("plan", run).stdout
-    assert "time of computation, measured:" in after and "per step" in after
+    return run
+
+
+@pytest.mark.slow
+def test_the_command_measures_once_and_plans_elsewhere(tiny_run) -> None:
+    before = towpath("plan", tiny_run)
+    assert (
+        f"`towpath plan {tiny_run} --measure`" in before.stdout and "time of computation: assumption" in before.stdout
+    )
+    measured = plan_of(tiny_run, "--measure")
+    times = times_of(measured)
+    assert list(times) == ["sft", "baseline", "sample", "reward", "policy", "evaluate"]
+    for stage in times.values():
+        seconds = stage["computation"]
+        assert 0 < seconds["low"] < seconds["likely"] < seconds["high"] and seconds["source"] == "measured"
+        assert stage["memory"]["source"] == "measured" and stage["memory"]["measured"] > 10**8
+    after = towpath("plan", tiny_run).stdout
+    assert "time of computation: measured" in after and "per step" in after
     # twice the steps are twice the rollouts, at the speeds that are known
-    policy = next(time for time in measured if time["stage"] == "policy")["parts"]
-    longer = json.loads(towpath("plan", run, "--json", "--set", "policy.steps=6").stdout)["compute"]
-    parts = next(time for time in longer if time["stage"] == "policy")["parts"]
-    assert parts["training"] == pytest.approx(2 * policy["training"])
-    elsewhere = towpath("plan", run, "--on", "8xH100", "--model-size", "7B", "--pairs", 50000, "--json")
-    content = json.loads(elsewhere.stdout)
-    assert content["gpus"] == 8 and content["parameters"] == 7e9 and content["dollars"][1] > 0
-    refused = towpath("plan", run, "--on", "8xP100", "--model-size", "7B")
+    longer = times_of(plan_of(tiny_run, "--set", "policy.steps=6"))
+    assert longer["policy"]["parts"]["training"] == pytest.approx(2 * times["policy"]["parts"]["training"])
+    more = times_of(plan_of(tiny_run, "--completions", 96))
+    assert more["policy"]["parts"]["training"] == pytest.approx(2 * times["policy"]["parts"]["training"])
+    checked = next(f for f in json.loads(towpath("check", tiny_run, "--json").stdout) if f["code"] == "memory")
+    largest = max(stage["memory"]["total"] for stage in times.values())
+    assert gigabytes(largest) in checked["evidence"]
+    elsewhere = plan_of(tiny_run, "--on", "8xH100", "--model-size", "7B", "--pairs", 50000)
+    assert elsewhere["machine"] == "8 × H100" and elsewhere["total"]["dollars"]["likely"] > 0
+    refused = towpath("plan", tiny_run, "--on", "8xP100", "--model-size", "7B")
     assert refused.returncode == 1 and "no such device in the table" in refused.stderr
 
 
-@pytest.mark.parametrize("option", ["--model-size=7B", "--pairs=50000", "--completions=9", "--devices=x.toml"])
-def test_another_size_without_other_gpus_is_refused(option, tmp_path) -> None:
+@pytest.mark.parametrize("option", ["--model-size=7B", "--devices=x.toml"])
+def test_another_model_without_other_gpus_is_refused(option, tmp_path) -> None:
     refused = towpath("plan", tmp_path, option)
     assert refused.returncode == 1 and "without --on" in refused.stderr and "add --on" in refused.stderr
+
+
+def test_a_plan_loads_no_torch_without_a_gpu(tiny_run) -> None:
+    if any(Path("/dev").glob("nvidia*")):
+        pytest.skip("this machine has a GPU")
+    program = (
+        "import sys\nfrom towpath.cli.app import app\n"
+        f"app(['plan', {str(tiny_run)!r}], standalone_mode=False)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+ARTICLE = [
+    *("--on", "8xA100-80GB", "--model-size", "7B", "--pairs", 50_000, "--completions", 1_500_000),
+    *("--set", "preferences.raters=blend", "--set", "preferences.human_share=0.35", "--set", "preferences.overlap=0.2"),
+    *("--set", "judge.base_url=http://localhost:1/v1", "--set", "judge.model=m", "--set", "judge.price_out=10"),
+    *("--set", "budget.raters=8", "--set", "policy.rollout=512"),
+]
+"""50,000 pairs, 65 % of them by a judge alone, 1.5 million completions, 8 A100, a model of 7B."""
+
+
+def amounts_in(content: object) -> Iterator[dict]:
+    if isinstance(content, dict):
+        if "likely" in content:
+            yield content
+        for value in content.values():
+            yield from amounts_in(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from amounts_in(value)
+
+
+def test_the_case_of_a_team_is_planned_without_a_gpu(tiny_run, tmp_path) -> None:
+    page = tmp_path / "plan.html"
+    content = plan_of(tiny_run, *ARTICLE, "--html", page)
+    stages = {stage["stage"]: stage for stage in content["stages"]}
+    hours = 50_000 * 0.35 * 1.2 * 60 / 3600
+    label = stages["label"]
+    assert label["people"]["likely"] == pytest.approx(hours)
+    assert label["people"]["source"] == "assumption" and label["people_dollars"]["likely"] == pytest.approx(20 * hours)
+    days = hours / (8 * 4)
+    assert label["waiting"]["likely"] / 86_400 == pytest.approx(days * 7 / 5, abs=7 / 5)
+    assert label["judge_dollars"]["likely"] > 0 and label["judge"]["likely"] > 0
+    assert stages["policy"]["gpu_dollars"]["source"] == "table" and content["fits"]
+    rollouts = stages["policy"]["parts"]["rollouts"]
+    assert stages["policy"]["computation"]["likely"] > rollouts > 3600
+    # the critical path is one bar after another, and as long as the whole
+    end = 0.0
+    for bar in content["critical_path"]:
+        assert bar["start"] == pytest.approx(end)
+        end = bar["end"]
+    assert end == pytest.approx(content["total"]["seconds"]["likely"])
+    assert len(content["changes"]) == 3
+    assert all(change["seconds"] < 0 or change["dollars"] < 0 for change in content["changes"])
+    amounts = list(amounts_in(content))
+    assert len(amounts) > 50 and all(amount["source"] in TRUST for amount in amounts)
+    assert all(amount["low"] <= amount["likely"] <= amount["high"] for amount in amounts)
+    html = page.read_text(encoding="utf-8")
+    assert "on 8 × A100-80GB" in html and "Critical path" in html and "Cheapest changes" in html
+
+
+def test_a_judge_for_most_pairs_is_the_change_that_a_team_of_people_is_told(tiny_run) -> None:
+    by_people = [*ARTICLE[:8], "--set", "preferences.raters=people", "--set", "preferences.overlap=0.2"]
+    lines = towpath("plan", tiny_run, *by_people, "--set", "budget.raters=8").stdout
+    assert "a judge for 65% of the pairs: −" in lines and "expected label error" in lines
+
+
+def test_days_of_people_count_nights_and_weekends() -> None:
+    recipe = Recipe.model_validate({"budget": {"raters": 2, "hours_a_day": 4}})
+    assert waiting_seconds(4, recipe) == 2 * 3600
+    assert waiting_seconds(40, recipe) == pytest.approx(7 * 86_400)
+
+
+def test_totals_have_the_source_of_the_least_certain_part() -> None:
+    parts = [Amount(1, 2, 3, "measured", "a"), Amount(0, 0, 0, "assumption"), Amount(10, 20, 30, "table", "b")]
+    assert total(parts) == Amount(11, 22, 33, "table", "b")
+    assert total([]).likely == 0
+    assert spans(Amount(60 * 60, 90 * 60, 100 * 60, "measured")) == "90 min (60 to 100 min)"
+    assert span(3 * 86_400) == "3.0 days" and span(100 * 86_400) == "100 days" and span(4) == "4 s"
 
 
 def planned(run: Path, *settings: str) -> list[str]:
@@ -219,12 +329,10 @@ def test_other_recipes_are_measured(name, tmp_path) -> None:
     run = tmp_path / "run"
     assert towpath("new", run, "--recipe", "tiny").returncode == 0
     settings = [word for setting in CASES[name] for word in ("--set", setting)]
-    done = towpath("plan", run, "--measure", "--json", *settings)
-    assert done.returncode == 0, done.stderr
-    times = {time["stage"]: time for time in json.loads(done.stdout)["compute"]}
+    times = times_of(plan_of(run, "--measure", *settings))
     expected = [stage for stage in stage_kinds(recipes.load(run, list(CASES[name]))) if stage != "label"]
     assert list(times) == [stage for stage in expected if stage != "sft" or name != "tuned"]
-    assert all(time["likely"] > 0 for time in times.values())
+    assert all(time["computation"]["likely"] > 0 for time in times.values())
 
 
 @pytest.mark.slow
@@ -235,22 +343,20 @@ def test_reward_models_from_elsewhere_are_measured(tmp_path) -> None:
     classifier = make_classifier(tmp_path / "classifier", "Bert")
     other = make_language_model(tmp_path / "other", "Llama", "llama-3")
     for setting in (f"reward.pretrained={classifier}", f"reward.base={other}"):
-        done = towpath("plan", run, "--measure", "--json", "--set", setting)
-        assert done.returncode == 0, done.stderr
-        times = {time["stage"]: time["parts"] for time in json.loads(done.stdout)["compute"]}
+        content = plan_of(run, "--measure", "--set", setting)
+        times = {stage: row["parts"] for stage, row in times_of(content).items()}
         assert times["evaluate"]["reward model"] > 0 and times["policy"]["scores of rollouts"] > 0
 
 
-def test_what_does_not_fit_is_named(tmp_path) -> None:
-    run = tmp_path / "run"
-    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+def test_what_does_not_fit_is_named(tiny_run) -> None:
     full = ("--set", "policy.method=full", "--set", "sft.method=full")
-    large = towpath("plan", run, "--on", "A10G", "--model-size", "13B", *full).stdout
-    assert "it does not fit: use LoRA, more or larger GPUs" in large
-    small = towpath("plan", run, "--on", "8xH100", "--model-size", "1.3B").stdout
-    assert "does not fit" not in small and "besides passes, of 80.0 GB" in small
-    divided = json.loads(towpath("plan", run, "--on", "8xH100", "--model-size", "13B", "--json", *full).stdout)
-    assert divided["divided"] and divided["fits"]
+    large = towpath("plan", tiny_run, "--on", "A10G", "--model-size", "13B", *full).stdout
+    assert "it does not fit: policy takes" in large and "policy.method = 'lora'" in large
+    small = towpath("plan", tiny_run, "--on", "8xH100", "--model-size", "1.3B").stdout
+    assert "does not fit" not in small and "of 80.0 GB" in small
+    divided = plan_of(tiny_run, "--on", "8xH100", "--model-size", "13B", *full)
+    assert divided["parts"] == 8 and divided["fits"]
+    assert "models are divided over 8 devices" in divided["notes"]
 
 
 def test_numbers_of_the_stages_are_theirs() -> None:

@@ -18,12 +18,13 @@ from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.errors import DataError, ModelError, RecipeError, ResourceError
 from towpath.models import base, memory
+from towpath.planning import sizes
+from towpath.planning.memory import DeviceLimits, stage_memories
 from towpath.recipe import Cluster, Data, Model, Recipe, load
 from towpath.recipe.reader import check, override
 from towpath.records import Demonstration, Finding, Prompt
 from towpath.rollout import weight_transport
-from towpath.planning import sizes
-from towpath.run import cluster_checks, engine_checks, model_checks, preflight, worker_plan
+from towpath.run import cluster_checks, engine_checks, model_checks, preflight, run_plan, worker_plan
 from towpath.runtime import host_devices, launchers, process
 from towpath.runtime.host_devices import worker_devices
 
@@ -428,25 +429,30 @@ def test_insufficient_disk_and_memory_are_refused(run: Path, corpus: Corpus, cha
     find_one(small, "disk", "info")
 
 
+def largest_memory(recipe: Recipe, size: sizes.Size, reward: sizes.Size | None = None, others: int = 0) -> int:
+    """Bytes of models, gradients and optimizer on a CPU, in the largest stage that trains."""
+    stages = stage_memories(recipe, DeviceLimits(False), None, (size, reward, others), ("sft", "reward", "policy"))
+    return max(stage.total - stage.process for stage in stages.values())
+
+
 def test_disk_and_memory_estimates_depend_on_method_and_rounds() -> None:
     size = sizes.Size(1000, 100, 64, 10)
     full = dict.fromkeys(("sft__method", "reward__method", "policy__method"), "full")
     assert sizes.disk_needed(recipe_with(), size) == 4 * 2000 + 48 * 3 * 1600
     assert sizes.disk_needed(recipe_with(rounds=2, **full), size) == 4 * 5000 + 48 * 5000
-    logits = 8 * 1024 * 10
-    assert sizes.memory_needed(recipe_with(), size) == 4 * (3 * 1000 + 5 * 1600) + logits
-    assert sizes.memory_needed(recipe_with(**full), size) == 4 * (2 * 1000 + 5 * 1000) + logits
+    # two copies of the model, with an adapter; or a reference beside what is trained whole
+    assert largest_memory(recipe_with(), size) == 4 * (2 * 1000 + 5 * 1600)
+    assert largest_memory(recipe_with(**full), size) == 4 * (2 * 1000 + 5 * 1000)
 
 
 def test_estimates_count_reward_models_from_elsewhere() -> None:
     size = sizes.Size(1000, 100, 64, 10)
     reward = sizes.Size(7000, 300, 64, 10)
-    logits = 8 * 1024 * 10
     plain = recipe_with(reward__base="other")
     # the policy's own copies, the reward model, an adapter of each
-    assert sizes.memory_needed(plain, size, reward, 500) == 4 * (7000 + 5 * 16 * 300) + logits
+    assert largest_memory(plain, size, reward, 500) == 4 * (7000 + 5 * 16 * 300)
     used_as_it_is = recipe_with(reward__pretrained="other")
-    assert sizes.memory_needed(used_as_it_is, size, reward, 500) == 4 * (2 * 1000 + 7000 + 500 + 5 * 1600) + logits
+    assert largest_memory(used_as_it_is, size, reward, 500) == 4 * (2 * 1000 + 7000 + 500 + 5 * 1600)
     assert sizes.disk_needed(used_as_it_is, size, reward) == 4 * 2000 + 48 * 2 * 1600
     assert sizes.disk_needed(recipe_with(reward__base="other", reward__method="full"), size, reward) == (
         4 * (2000 + 7000) + 48 * (2 * 1600 + 7000)
@@ -461,7 +467,11 @@ def test_the_memory_of_a_named_reward_model_is_checked(tmp_path: Path) -> None:
 
 def test_workers_must_fit_the_machine_together(run: Path, corpus: Corpus, chat: Chat, monkeypatch) -> None:
     recipe = recipe_with(model__device="cpu", cluster__workers=3, cluster__timeout=30)
-    needed = sizes.memory_needed(recipe, sizes.model_size(Path(chat.tokenizer.name_or_path))) + preflight.WORKER_BYTES
+    models = run_plan.Models(
+        sizes.model_size(Path(chat.tokenizer.name_or_path)), None, 0, run_plan.shape_of_model(recipe, run)
+    )
+    placement = worker_plan.place_workers(recipe, models.model)
+    needed = max(one.total for one in run_plan.memories_here(recipe, run, placement, models).values())
     monkeypatch.setattr(cluster_checks, "check_cluster", lambda *_: [])
     severities = []
     for available in (3 * needed, 3 * needed - 1):
@@ -470,28 +480,34 @@ def test_workers_must_fit_the_machine_together(run: Path, corpus: Corpus, chat: 
         severities.append(finding.severity)
     assert severities == ["info", "error"]
     assert "for each of 3 workers" in finding.evidence and "set cluster.workers to 2" in finding.remedy
+    assert "weights" in finding.cause and "process" in finding.cause
 
 
-def test_memory_of_a_worker_adds_up_and_is_divided(tmp_path: Path, monkeypatch) -> None:
+def test_memory_of_a_worker_adds_up_and_is_divided(monkeypatch) -> None:
     folder = Path(base.find("tiny"))
     size = sizes.model_size(folder)
+    shape = worker_plan.model_shape(folder)
     full = dict.fromkeys(("sft__method", "reward__method", "policy__method"), "full")
+    kinds = ("sft", "sample", "reward", "policy")
     for values in ({}, full):
         recipe = recipe_with(model__device="cpu", cluster__workers=2, **values)
-        whole = worker_plan.plan_workers(recipe, folder, size, None, 0)
-        assert whole.placement.devices == ("cpu", "cpu") and whole.placement.shard == "replicate"
-        logits = 8 * sizes.TOKENS_PER_PASS * size.vocabulary
-        largest = max(stage.total - (stage.activations or 0) for stage in whole.stages.values())
-        assert largest == sizes.memory_needed(recipe, size) - logits
+        placement = worker_plan.place_workers(recipe, size)
+        assert placement.devices == ("cpu", "cpu") and placement.shard == "replicate"
+        whole = stage_memories(recipe, worker_plan.limits_of(placement), shape, (size, None, 0), kinds)
+        for stage in whole.values():
+            parts = stage.weights + stage.gradients + stage.optimizer + stage.head + stage.process
+            assert stage.total == parts + max(stage.activations or 0, stage.cache)
+        assert whole["sample"].cache > 0 and whole["sample"].gradients == 0 and whole["reward"].cache == 0
         fsdp = recipe_with(model__device="cpu", cluster__workers=2, cluster__shard="fsdp", **values)
-        parts = worker_plan.plan_workers(fsdp, folder, size, None, 0)
-        for name, stage in parts.stages.items():
-            before = whole.stages[name]
+        placement = worker_plan.place_workers(fsdp, size)
+        parts_of = stage_memories(fsdp, worker_plan.limits_of(placement), shape, (size, None, 0), kinds)
+        for name, stage in parts_of.items():
+            before = whole[name]
             assert stage.activations == before.activations
             assert stage.weights < before.weights
             # adapters are whole on each worker
             assert stage.optimizer == (-(-before.optimizer // 2) if values else before.optimizer)
-    assert "shard fsdp" in worker_plan.worker_lines(parts)[0]
+    assert "shard fsdp" in worker_plan.workers_line(placement)
     monkeypatch.setattr(host_devices, "visible_gpus", lambda: 2)
     size = sizes.Size(parameters=10**9, lora_sides=10**6, vocabulary=1000)
     resolved = {}

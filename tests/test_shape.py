@@ -16,12 +16,12 @@ from towpath.data.corpus import Corpus
 from towpath.errors import ModelError
 from towpath.models import base, shape
 from towpath.models.adapters import Adapters
+from towpath.planning import sizes
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check
 from towpath.rollout import local
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.planning import sizes
 from towpath.run import model_checks
 from towpath.runtime.local import Local
 from towpath.runtime.models import Role

@@ -13,6 +13,7 @@ from towpath.planning.sizes import (
     TOKENS_PER_PASS,
     Size,
     StageParameters,
+    gigabytes,
     gpu_memory_needed,
     stage_parameters,
 )
@@ -94,14 +95,17 @@ def stage_memories(
     parameters = stage_parameters(recipe, *sizes)
     parameters["judge_model"] = parameters["reward"]
     model = sizes[0].parameters or 0
-    one = StageParameters(model, 0, True)
+    # on a CPU the pages of a model's file count while it is read
+    copies = 1 if device.on_gpu else 2
+    one = StageParameters(copies * model, 0, True)
     memories = {}
     for stage in stages:
         own = parameters.get(stage, one)
         if stage in ("label", "sft") and not own.trained:
             continue
         if stage == "evaluate":
-            own = replace(one, frozen=max(model, sum(part.parameters or 0 for part in sizes[:2] if part)))
+            scorer = sizes[1].parameters or 0 if sizes[1] else 0
+            own = replace(one, frozen=copies * max(model, scorer))
         memory = _training(recipe, device, shape, own)
         if stage in ("sample", "baseline"):  # nothing is scored or trained
             memory = replace(memory, activations=0, head=0, tokens_per_pass=0)
@@ -180,3 +184,19 @@ def with_measured(
 def must_divide(recipe: Recipe, device: DeviceLimits, model: Size, reward: Size | None = None, others: int = 0) -> bool:
     """Whether the largest stage, besides its passes, takes more of a GPU than leaves room for them."""
     return device.bytes is not None and gpu_memory_needed(recipe, model, reward, others) > SHARE_OF_GPU * device.bytes
+
+
+def memory_parts(memory: StageMemory) -> str:
+    """What takes the memory of a stage, by formula, the largest first."""
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        f"a pass of {memory.tokens_per_pass:,} tokens": memory.activations or 0,
+        "cache of sampled answers": memory.cache,
+        "head": memory.head,
+        "process": memory.process,
+    }
+    known = sorted(((name, amount) for name, amount in parts.items() if amount), key=lambda part: -part[1])
+    words = ", ".join(f"{name} {gigabytes(amount)}" for name, amount in known)
+    return f"{words} (by formula)" if memory.measured is not None else words

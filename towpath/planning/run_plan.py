@@ -100,6 +100,8 @@ class RunPlan:
     """Bytes of one GPU, or what this machine has available."""
     device_share: int = 1
     """Workers of the run on it."""
+    parts: int = 1
+    """Devices that models are divided over."""
     notes: tuple[str, ...] = ()
     """What is not counted, and what was assumed."""
 

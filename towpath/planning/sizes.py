@@ -12,8 +12,6 @@ NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe", "experts")
 """Parts of the names of matrices that take no LoRA adapter."""
 BYTES = 4
 """Of a float32 parameter."""
-TRAINING_COPIES = 5
-"""A trained parameter with its gradient, two moments and the best checkpoint."""
 TOKENS_PER_PASS = 1024
 """What `auto` is on a CPU."""
 GPU_BYTES = 2, 18
@@ -76,19 +74,12 @@ def disk_needed(recipe: Recipe, size: Size, reward: Size | None = None) -> int:
     return sum(disk_by_stage(recipe, size, reward).values())
 
 
-def memory_needed(recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0, parts: int = 1) -> int:
-    """Bytes of the largest stage on a CPU: copies of the weights, trained parameters, and the logits of one pass.
-    `reward` is as above; `classifiers` are the parameters of the reward models that the policy's rewards name; `parts`
-    is the number of workers that models are divided over."""
-    weights = _largest_stage(recipe, size, reward, classifiers, BYTES, BYTES * TRAINING_COPIES, parts)
-    return weights + 8 * _tokens_per_pass(recipe) * size.vocabulary
-
-
 def gpu_memory_needed(
     recipe: Recipe, size: Size, reward: Size | None = None, classifiers: int = 0, parts: int = 1
 ) -> int:
     """Bytes of the largest stage on a GPU, besides its passes."""
-    return _largest_stage(recipe, size, reward, classifiers, *GPU_BYTES, parts)
+    stages = stage_parameters(recipe, size, reward, classifiers).values()
+    return max(stage.bytes(*GPU_BYTES, parts) for stage in stages)
 
 
 @dataclass(frozen=True)
@@ -116,25 +107,14 @@ def stage_parameters(
     trains_reward = recipe.reward.method == "full" and recipe.reward.is_trained
     # of a model that is trained whole, the weights are among the trained parameters
     scorers = scorer_total * (recipe.reward.ensemble_size if trains_reward else 1)
+    if reward is None and not trains_reward:
+        scorers = 0  # an adapter on the policy's own model
     own = total * (2 if recipe.policy.method == "lora" else 1)
     return {
         "sft": StageParameters(2 * total if recipe.sft.method == "lora" else 0, sft, recipe.sft.method == "full"),
         "reward": StageParameters(0 if trains_reward else scorer_total, scorer, trains_reward),
         "policy": StageParameters(scorers + classifiers + own, policy, recipe.policy.method == "full"),
     }
-
-
-def _largest_stage(
-    recipe: Recipe, size: Size, reward: Size | None, classifiers: int, frozen: int, trained: int, parts: int
-) -> int:
-    """Bytes of the weights of the largest stage, by those of a frozen and of a trained parameter."""
-    stages = stage_parameters(recipe, size, reward, classifiers).values()
-    return max(stage.bytes(frozen, trained, parts) for stage in stages)
-
-
-def _tokens_per_pass(recipe: Recipe) -> int:
-    tokens = recipe.model.tokens_per_pass
-    return TOKENS_PER_PASS if tokens == "auto" else tokens
 
 
 def _trained_parameters(recipe: Recipe, size: Size, reward: Size | None) -> tuple[int, int, int]:

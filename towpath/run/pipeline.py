@@ -114,10 +114,11 @@ class Pipeline:
             raise
         return stage_verdicts(self.recipe, self.stages)
 
-    def _record_plan(self) -> None:
+    def _record_plan(self, again: bool = False) -> None:
         """Record what the stages are planned to take; a plan is no input of a run, so that nothing depends on it."""
         try:
-            record_plan(self.recipe, self.folder, summarise(self.recipe, self.folder), self.store, self.stages)
+            data = summarise(self.recipe, self.folder)
+            record_plan(self.recipe, self.folder, data, self.store, self.stages, again)
         except (TowpathError, OSError) as error:
             self.say(f"the time of this run was not planned: {error}")
 
@@ -148,6 +149,7 @@ class Pipeline:
             manifest.update(label.folder, fingerprint=planned.fingerprint, config=planned.config)
             shutil.rmtree(planned.folder, ignore_errors=True)
             label.folder.rename(planned.folder)
+        self._record_plan(again=True)
 
     def _run_stage(self, stage: PlannedStage) -> bool:
         """Run a stage unless it is done; returns whether it was run."""

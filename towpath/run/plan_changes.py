@@ -84,14 +84,23 @@ def _people(recipe: Recipe, labels: LabelPlan) -> Iterator[Idea]:
         human = round(1 - JUDGED_SHARE, 2)
         error, after = (_label_error(recipe, labels, *split) for split in ((share < 1, share), (True, human)))
         settings: dict[str, Any] = {"preferences.raters": "blend", "preferences.human_share": human}
+        consequence = f"expected label error {error:.1%} → {after:.1%}{_assumed(labels)}"
         if not recipe.judge.base_url:
+            settings |= {"judge.base_url": "http://localhost:8000/v1", "judge.model": "judge"}
             settings["judge.price_out"] = recipe.judge.price_out or _token_price(recipe)
-        consequence = f"expected label error {error:.1%} → {after:.1%}"
+            consequence += f", at ${JUDGE_PRICE:g} a pair"
         yield Idea(f"a judge for {JUDGED_SHARE:.0%} of the pairs", settings, consequence)
     if cfg.overlap > 0.05:
         halved = round(cfg.overlap / 2, 3)
         consequence = "agreement is measured on fewer pairs"
         yield Idea(f"overlap {halved:g} instead of {cfg.overlap:g}", {"preferences.overlap": halved}, consequence)
+
+
+def _assumed(labels: LabelPlan) -> str:
+    """The accuracies that were not measured."""
+    rows = zip(("people", "the judge"), (PERSON_ACCURACY, JUDGE_ACCURACY), labels.trust_measured, strict=True)
+    words = [f"{name} right {accuracy:.0%}" for name, accuracy, is_measured in rows if not is_measured]
+    return f" (assumed: {', '.join(words)})" if words else ""
 
 
 def _token_price(recipe: Recipe) -> float:
@@ -129,7 +138,3 @@ def _other_gpus(plan: RunPlan, wanted: WhatIf) -> Iterator[Idea]:
         yield Idea(f"{number // 2} GPUs instead of {number}", {}, "if the models fit", {"on": on})
     on = f"{2 * number}x{here.name}"
     yield Idea(f"{2 * number} GPUs instead of {number}", {}, "beyond one host steps take longer", {"on": on})
-
-
-ASSUMED = {"people": PERSON_ACCURACY, "judge": JUDGE_ACCURACY}
-"""Accuracies that the expected label error is from, until they are measured."""

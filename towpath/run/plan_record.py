@@ -42,8 +42,10 @@ class StageProgress:
     """Seconds, before it began."""
     actual: float | None
     """Seconds that it took, or has taken."""
+    expected: float
+    """Seconds by the newest plan: labels and samples say how many pairs there are, and how long answers are."""
     left: float
-    """Seconds that it will still take, estimated again."""
+    """Seconds that it will still take, by that and by what earlier stages took."""
     planned_memory: int | None
     actual_memory: int | None
 
@@ -85,25 +87,30 @@ def begin_stage(folder: Path) -> None:
     (folder / STARTED).write_text(f"{first:.1f} {time.time():.1f}", encoding="ascii")
 
 
-def record_plan(recipe: Recipe, run: Path, data: DataSummary, store: Store, stages: Sequence[PlannedStage]) -> None:
+def record_plan(
+    recipe: Recipe, run: Path, data: DataSummary, store: Store, stages: Sequence[PlannedStage], again: bool = False
+) -> None:
     """Write the plan of each stage. One that was planned stays as it was, unless the stage is another now, or has not
-    begun and was planned on assumptions."""
+    begun and was planned on assumptions. `again`: the stages are those that were planned, and more is known of them."""
     before = _recorded(run)
     kept = {}
     for stage in stages:
-        known = before.get(stage.name, {})
+        known = before.get(stage.name)
         begun = stage.done or (stage.folder / STARTED).is_file()
-        if known.get("fingerprint") == stage.fingerprint and (begun or known["seconds"]["source"] != "assumption"):
-            kept[stage.name] = known
-    if len(kept) == len(stages):
-        return
-    plan = plan_run(recipe, run, data, store).run
-    by_kind = {stage.stage: stage for stage in plan.stages}
-    for stage in stages:
-        planned = by_kind.get(stage.kind)
-        if stage.name not in kept and planned and not stage.done:
-            kept[stage.name] = _row(stage, planned, recipe.rounds)
-    replace_file(run / FILE, json.dumps({"stages": kept}, indent=1))
+        same = known and (again or known.get("fingerprint") == stage.fingerprint)
+        if known and same and (begun or (not again and known["seconds"]["source"] != "assumption")):
+            kept[stage.name] = known | {"fingerprint": stage.fingerprint}
+    if len(kept) < len(stages):
+        plan = {stage.stage: stage for stage in plan_run(recipe, run, data, store).run.stages}
+        for stage in stages:
+            if stage.name in kept or stage.done or stage.kind not in plan:
+                continue
+            row = _row(stage, plan[stage.kind], recipe.rounds)
+            if again and stage.name in before:
+                row["seconds"] = before[stage.name]["seconds"]
+            kept[stage.name] = row
+    if kept != before:
+        replace_file(run / FILE, json.dumps({"stages": kept}, indent=1))
 
 
 def _row(stage: PlannedStage, planned: StagePlan, rounds: int) -> dict[str, Any]:
@@ -112,6 +119,7 @@ def _row(stage: PlannedStage, planned: StagePlan, rounds: int) -> dict[str, Any]
     return {
         "fingerprint": stage.fingerprint,
         "seconds": asdict(seconds),
+        "expected": seconds.likely,
         "memory": {"bytes": memory.total, "source": memory.source} if memory else None,
     }
 
@@ -134,19 +142,23 @@ def read_progress(run: Path) -> RunProgress | None:
 
 def _measured(name: str, folder: Path, recorded: Mapping[str, Any]) -> StageProgress:
     planned = memory = None
+    expected = 0.0
     if recorded.get("fingerprint") == folder.name:
         with suppress(TypeError, KeyError):
             planned = Amount(**recorded["seconds"])
+            expected = float(recorded["expected"])
             memory = int(recorded["memory"]["bytes"])
     manifest = read_object(folder / MANIFEST) or {}
     if manifest.get("status") == "done":
         peak = manifest.get("peak_memory_bytes")
         seconds = _seconds_taken(name, folder, manifest)
-        return StageProgress(name, "done", planned, seconds, 0.0, memory, int(peak) if is_number(peak) else None)
+        return StageProgress(
+            name, "done", planned, seconds, expected, 0.0, memory, int(peak) if is_number(peak) else None
+        )
     started = _started(folder)
     if started is None:
-        return StageProgress(name, "to do", planned, None, 0.0, memory, None)
-    return StageProgress(name, "started", planned, max(0.0, time.time() - started[1]), 0.0, memory, None)
+        return StageProgress(name, "to do", planned, None, expected, 0.0, memory, None)
+    return StageProgress(name, "started", planned, max(0.0, time.time() - started[1]), expected, 0.0, memory, None)
 
 
 def _seconds_taken(name: str, folder: Path, manifest: Mapping[str, Any]) -> float | None:
@@ -162,7 +174,7 @@ def _seconds_taken(name: str, folder: Path, manifest: Mapping[str, Any]) -> floa
 def _with_left(row: StageProgress, factor: float) -> StageProgress:
     if row.state == "done" or row.planned is None:
         return row
-    expected = factor * row.planned.likely
+    expected = factor * row.expected
     left = max(expected - (row.actual or 0.0), 0.05 * expected)
     return replace(row, left=left)
 

@@ -19,13 +19,15 @@ from towpath.evals.no_judge import NO_JUDGE_CODE
 from towpath.feedback import judge_runner, rules
 from towpath.models.cpu import build
 from towpath.models.memory import memory_available
-from towpath.planning.sizes import Size, disk_needed, gigabytes, gpu_memory_needed, memory_needed
+from towpath.planning.memory import StageMemory, memory_parts
+from towpath.planning.sizes import Size, disk_needed, gigabytes, gpu_memory_needed
 from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe, Rewards
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
 from towpath.run import cluster_checks, engine_checks, judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
 from towpath.run.gpu_checks import check_gpu, check_gpu_memory, uses_gpu
+from towpath.run.run_plan import Models, memories_here, shape_of_model
 from towpath.run.worker_plan import place_workers
 
 ENOUGH_PROMPTS = 200
@@ -56,8 +58,6 @@ DATA_CODES = (
     "preferences",
 )
 """Findings on data; an error among others is one of the recipe."""
-WORKER_BYTES = 110 * 2**20
-"""Of a worker process, besides what it shares with the others and its model; measured."""
 SEVERITY_ORDER = {"error": 0, "critical": 0, "warning": 1, "info": 2}
 
 
@@ -408,8 +408,9 @@ def _check_resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
     if uses_gpu(recipe):
         needed = gpu_memory_needed(recipe, size, reward, classifiers, placement.parts)
         return [*findings, *check_gpu_memory(recipe, needed, parameters, placement.device_share)]
-    memory = memory_needed(recipe, size, reward, classifiers, placement.parts)
-    return [*findings, *_check_memory(recipe, memory, parameters, len(placement.devices))]
+    models = Models(size, reward, classifiers, shape_of_model(recipe, run))
+    memories = memories_here(recipe, run, placement, models)
+    return [*findings, *_check_memory(recipe, memories, parameters, len(placement.devices))]
 
 
 def _check_disk(recipe: Recipe, run: Path, needed: int, parameters: str) -> Finding:
@@ -423,15 +424,18 @@ def _check_disk(recipe: Recipe, run: Path, needed: int, parameters: str) -> Find
     return Finding("disk", "info", evidence, cause, "")
 
 
-def _check_memory(recipe: Recipe, needed: int, parameters: str, workers: int = 1) -> Iterator[Finding]:
-    """Whether all workers fit this machine together."""
+def _check_memory(
+    recipe: Recipe, memories: Mapping[str, StageMemory], parameters: str, workers: int
+) -> Iterator[Finding]:
+    """Whether all workers fit this machine together in the largest stage."""
     available = memory_available()
     if available is None:
         return
-    needed += WORKER_BYTES * (workers > 1)
+    stage, memory = max(memories.items(), key=lambda one: one[1].total)
+    needed = memory.total
     each = f" for each of {workers} workers" if workers > 1 else ""
-    evidence = f"about {gigabytes(needed)} besides activations{each}, {gigabytes(available)} available"
-    cause = f"weights, gradients, optimizer and logits of {parameters}"
+    evidence = f"about {gigabytes(needed)} in {stage}{each}, {gigabytes(available)} available"
+    cause = f"{parameters}: {memory_parts(memory)}"
     if workers * needed <= available:
         yield Finding("memory", "info", evidence, cause, "")
         return

@@ -48,7 +48,7 @@ DOLLARS_KNOWN, DOLLARS_ASSUMED = 0.1, 0.5
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Models:
     """The models of a run."""
 
     model: Size
@@ -93,30 +93,43 @@ def plan_run(recipe: Recipe, run: Path, data: DataSummary, store: Store, wanted:
     wanted = wanted or WhatIf()
     measured = None if wanted.on else read_measurement(recipe, run)
     recipe, counts = scaled(recipe, counts_of(data, run, measured), wanted)
-    sizes = _sizes(recipe, run, wanted)
-    placement = None if wanted.on else place_workers(recipe, sizes.model, sizes.reward, sizes.others)
-    machine = _named_machine(recipe, wanted, sizes) if placement is None else _this_machine(recipe, placement, measured)
+    models = _models(recipe, run, wanted)
+    placement = None if wanted.on else place_workers(recipe, models.model, models.reward, models.others)
+    machine = (
+        _named_machine(recipe, wanted, models) if placement is None else _this_machine(recipe, placement, measured)
+    )
     labels = plan_labels(recipe, run, replace(data, train=max(data.train, counts.train)), store)
-    times = _times(recipe, counts, machine, measured, sizes)
-    memories = _memories(recipe, counts, machine, measured, sizes)
-    disk = disk_by_stage(recipe, sizes.model, sizes.reward)
+    times = _times(recipe, counts, machine, measured, models)
+    memories = _memories(recipe, counts, machine.limits, measured, models)
+    disk = disk_by_stage(recipe, models.model, models.reward)
     stages = [
         _stage(kind, recipe, machine, times.get(kind), memories.get(kind), disk.get(kind, 0), labels)
         for kind in stage_kinds(recipe)
     ]
     notes = _notes(recipe, run, machine, measured)
-    plan = RunPlan(machine.name, tuple(stages), machine.limits.bytes, machine.limits.share, notes)
+    plan = RunPlan(machine.name, tuple(stages), machine.limits.bytes, machine.limits.share, machine.limits.parts, notes)
     return Planned(plan, labels, recipe, counts, placement)
 
 
-def _sizes(recipe: Recipe, run: Path, wanted: WhatIf) -> Sizes:
+def _models(recipe: Recipe, run: Path, wanted: WhatIf) -> Models:
     if wanted.model_size:
         parameters = parse_size(wanted.model_size)
         sides = adapter_parameters(parameters, layers_of(parameters), 1)
         shape = usual_shape(parameters)
-        return Sizes(Size(round(parameters), round(sides), None, shape.vocabulary), None, 0, shape)
-    folder = Path(locate.find(recipe.model.source, run))
-    return Sizes(model_size(folder), *classifier_sizes(recipe, run), model_shape(folder))
+        return Models(Size(round(parameters), round(sides), None, shape.vocabulary), None, 0, shape)
+    size = model_size(Path(locate.find(recipe.model.source, run)))
+    return Models(size, *classifier_sizes(recipe, run), shape_of_model(recipe, run))
+
+
+def shape_of_model(recipe: Recipe, run: Path) -> ModelShape | None:
+    """The shape of the recipe's model; None where its configuration has other names for it."""
+    return model_shape(Path(locate.find(recipe.model.source, run)))
+
+
+def memories_here(recipe: Recipe, run: Path, placement: Placement, models: Models) -> Mapping[str, StageMemory]:
+    """The memory of each stage on this machine, as `towpath check` compares it with what there is."""
+    measured = read_measurement(recipe, run)
+    return _memories(recipe, measured.counts if measured else None, limits_of(placement), measured, models)
 
 
 def _this_machine(recipe: Recipe, placement: Placement, measured: Measurement | None) -> Machine:
@@ -141,7 +154,7 @@ def _present_gpu(table: Devices) -> Device:
     return next((device for key, device in table.known.items() if key.split("-")[0] in name), table.find("A100-40GB"))
 
 
-def _named_machine(recipe: Recipe, wanted: WhatIf, sizes: Sizes) -> Machine:
+def _named_machine(recipe: Recipe, wanted: WhatIf, models: Models) -> Machine:
     table = load_devices(wanted.devices)
     gpus, device = parse_devices(wanted.on, table)
     own = recipe.budget.device_hour
@@ -149,31 +162,31 @@ def _named_machine(recipe: Recipe, wanted: WhatIf, sizes: Sizes) -> Machine:
     dollars = (gpus * prices[0], gpus * prices[1], gpus * prices[2]) if prices else None
     price: tuple[Source, str] = ("recipe", "budget.device_hour") if own else ("table", f"{table.source}, {table.date}")
     alone = DeviceLimits(True, round(device.memory))
-    divides = gpus > 1 and must_divide(recipe, alone, sizes.model, sizes.reward, sizes.others)
+    divides = gpus > 1 and must_divide(recipe, alone, models.model, models.reward, models.others)
     limits = replace(alone, parts=gpus if divides else 1)
     return Machine(f"{gpus} × {device.name}", limits, gpus, gpus, device, dollars, price)
 
 
 def _times(
-    recipe: Recipe, counts: Counts, machine: Machine, measured: Measurement | None, sizes: Sizes
+    recipe: Recipe, counts: Counts, machine: Machine, measured: Measurement | None, models: Models
 ) -> dict[str, StageTime]:
     kinds = stage_kinds(recipe)
     if measured:
         return {time.stage: time for time in stage_times(recipe, counts, kinds, measured.speed, "measured")}
     assert machine.device
-    if not sizes.model.parameters:
+    if not models.model.parameters:
         return {}
-    speed = speed_by_formula(recipe, machine.device, float(sizes.model.parameters))
+    speed = speed_by_formula(recipe, machine.device, float(models.model.parameters))
     source: Source = "formula" if machine.limits.on_gpu else "assumption"
     return {time.stage: time for time in stage_times(recipe, counts, kinds, speed, source, machine.workers)}
 
 
 def _memories(
-    recipe: Recipe, counts: Counts, machine: Machine, measured: Measurement | None, sizes: Sizes
+    recipe: Recipe, counts: Counts | None, limits: DeviceLimits, measured: Measurement | None, models: Models
 ) -> Mapping[str, StageMemory]:
-    models = (sizes.model, sizes.reward, sizes.others)
-    memories = stage_memories(recipe, machine.limits, sizes.shape, models, stage_kinds(recipe), counts)
-    return with_measured(memories, measured, sizes.shape, machine.limits.on_gpu) if measured else memories
+    sizes = (models.model, models.reward, models.others)
+    memories = stage_memories(recipe, limits, models.shape, sizes, stage_kinds(recipe), counts)
+    return with_measured(memories, measured, models.shape, limits.on_gpu) if measured else memories
 
 
 def _stage(
@@ -289,6 +302,8 @@ def _notes(recipe: Recipe, run: Path, machine: Machine, measured: Measurement | 
     others = [name for name in sources if name.startswith(("http", "command:", "python:"))]
     if others:
         notes.append(f"not counted: the time of {', '.join(others)}")
+    if machine.limits.parts > 1:
+        notes.append(f"models are divided over {machine.limits.parts} devices")
     if machine.gpus and not machine.dollars:
         notes.append("dollars of GPUs are not known: set budget.device_hour")
     return tuple(notes)

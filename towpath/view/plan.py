@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from towpath.planning.amounts import Amount, span, spans
-from towpath.planning.memory import StageMemory
+from towpath.planning.memory import memory_parts
 from towpath.planning.run_plan import Change, RunPlan, StagePlan
 from towpath.planning.sizes import gigabytes
 
@@ -13,6 +13,13 @@ BAR = 40
 """Characters of the whole critical path."""
 FILLS = {"people": "█", "judge": "▓", "computation": "░"}
 HEAD = "  {:<12}{:>28}{:>10}{:>10}{:>10}{:>11}   {}"
+
+
+def hours(amount: Amount) -> str:
+    """Likely hours of people."""
+    if not amount.high:
+        return "–"
+    return f"{amount.likely:,.0f} h" if amount.likely >= 100 else f"{amount.likely:,.1f} h"
 
 
 def dollars(amount: Amount) -> str:
@@ -28,7 +35,7 @@ def plan_lines(plan: RunPlan, changes: Sequence[Change]) -> list[str]:
     lines = [f"plan on {plan.machine} (time of computation: {source})"]
     lines.append(HEAD.format("stage", "time (low to high)", "people", "memory", "disk", "dollars", "per step").rstrip())
     lines += [_row(stage) for stage in plan.stages]
-    people = f"{plan.people.likely:,.0f} h" if plan.people.high else "–"
+    people = hours(plan.people)
     largest = plan.largest
     memory = gigabytes(largest.memory.total) if largest and largest.memory else "–"
     disk = gigabytes(round(plan.disk.likely)) if plan.disk.high else "–"
@@ -41,7 +48,7 @@ def plan_lines(plan: RunPlan, changes: Sequence[Change]) -> list[str]:
 
 
 def _row(stage: StagePlan) -> str:
-    people = f"{stage.people.likely:,.1f} h" if stage.people.high else "–"
+    people = hours(stage.people)
     memory = gigabytes(stage.memory.total) if stage.memory else "–"
     disk = gigabytes(round(stage.disk.likely)) if stage.disk.high else "–"
     step = f"{stage.per_step:.3g} s" if stage.per_step is not None else ""
@@ -75,22 +82,6 @@ def advice(plan: RunPlan, stage: StagePlan) -> str:
         "more or larger GPUs (cluster.shard divides models over them), model.quantize = '4bit', or a smaller model"
     )
     return "change " + ", or ".join(ways)
-
-
-def memory_parts(memory: StageMemory) -> str:
-    """What takes the memory of a stage, by formula, the largest first."""
-    parts = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "optimizer": memory.optimizer,
-        f"a pass of {memory.tokens_per_pass:,} tokens": memory.activations or 0,
-        "cache of sampled answers": memory.cache,
-        "head": memory.head,
-        "process": memory.process,
-    }
-    known = sorted(((name, amount) for name, amount in parts.items() if amount), key=lambda part: -part[1])
-    words = ", ".join(f"{name} {gigabytes(amount)}" for name, amount in known)
-    return f"{words} (by formula)" if memory.measured is not None else words
 
 
 def _path_lines(plan: RunPlan) -> Iterator[str]:
@@ -144,6 +135,7 @@ def plan_content(plan: RunPlan, changes: Sequence[Change]) -> dict[str, Any]:
         "machine": plan.machine,
         "device_memory": plan.device_memory,
         "device_share": plan.device_share,
+        "parts": plan.parts,
         "fits": not plan.too_large,
         "stages": stages,
         "total": totals,

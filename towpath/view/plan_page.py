@@ -11,6 +11,7 @@ from markupsafe import Markup
 from towpath import __version__
 from towpath.errors import ResourceError
 from towpath.planning.amounts import DAY, Amount, span
+from towpath.planning.memory import memory_parts
 from towpath.planning.run_plan import Bar, Change, RunPlan, StagePlan
 from towpath.planning.sizes import gigabytes
 from towpath.run.plan_record import RunProgress
@@ -18,7 +19,7 @@ from towpath.store.publish import replace_file
 from towpath.view.charts import NOTHING, ticks
 from towpath.view.format import number
 from towpath.view.html import render
-from towpath.view.plan import advice, change_line, dollars, memory_parts
+from towpath.view.plan import advice, change_line, dollars, hours
 
 PAGE = "plan.html"
 WIDTH = 820
@@ -93,7 +94,7 @@ def _tiles(plan: RunPlan) -> Iterator[dict[str, str]]:
         note = _range(plan.dollars, lambda amount: f"${amount:,.0f}")
         yield {"value": f"${plan.dollars.likely:,.0f}", "name": "in all", "note": note}
     if plan.people.high:
-        yield {"value": f"{plan.people.likely:,.0f} h", "name": "of people", "note": _range(plan.people, _hours)}
+        yield {"value": hours(plan.people), "name": "of people", "note": _range(plan.people, _hours)}
     if plan.computation.high:
         note = _range(plan.computation, span)
         yield {"value": span(plan.computation.likely), "name": "of computation", "note": note}
@@ -135,7 +136,7 @@ def _row(stage: StagePlan) -> dict[str, Any]:
     return {
         "stage": stage.stage,
         "times": cells,
-        "people": f"{stage.people.likely:,.1f} h" if stage.people.high else "–",
+        "people": hours(stage.people),
         "dollars": dollars(money),
         "dollars_range": _range(money, lambda amount: f"${amount:,.0f}") if money.high >= 1 else "",
         "dollars_source": money.source if money.high else "",
