@@ -1,9 +1,9 @@
 """Pictures of the documentation: `python -m benchmarks.screenshots [--only NAME] [--run FOLDER]`.
 
 Renders docs/images/*.png from the real pages in Chromium, at fixed sizes, with made-up runs and judgements. `--only`
-(may be repeated) renders only these: monitor-light, monitor-dark, samples, compare, rate-light, phone-dark, ranking,
-statistics, pairs, conversation, conversation-phone, arena, arena-phone. `--run` renders docs/report.png from the
-finished run in FOLDER instead, with this version's report.
+(may be repeated) renders only these: monitor-light, monitor-dark, samples, compare, plan, rate-light, phone-dark,
+ranking, statistics, pairs, conversation, conversation-phone, arena, arena-phone. `--run` renders docs/report.png from
+the finished run in FOLDER instead, with this version's report.
 Requires playwright and Chromium (`pip install playwright`, `apt install chromium`).
 """
 
@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -409,9 +410,27 @@ def picture_report(camera: Camera, run: Path) -> None:
         camera.save(camera.open(page.as_uri(), viewport=viewport), DOCS / "report.png")
 
 
+PLANNED = (
+    "--on 8xA100-80GB --model-size 7B --pairs 50000 --completions 1500000 --set preferences.raters=blend "
+    "--set preferences.human_share=0.35 --set preferences.overlap=0.1 --set budget.raters=3 --set policy.rollout=512 "
+    "--set judge.base_url=http://localhost:8000/v1 --set judge.model=judge-70b --set judge.price_out=10"
+)
+"""The options of the worked example in docs/plan.md."""
+
+
+def picture_plan(camera: Camera, folder: Path) -> None:
+    """The plan of the worked example, as a page."""
+    run = folder / "assistant"
+    page = folder / "plan.html"
+    for words in (["new", run], ["plan", run, *PLANNED.split(), "--html", page]):
+        subprocess.run([sys.executable, "-m", "towpath", *map(str, words)], check=True, capture_output=True)
+    camera.save(camera.open(page.as_uri(), viewport={"width": 1200, "height": 1450}), DOCS / "images" / "plan.png")
+
+
 GROUPS: dict[Callable[[Camera, Path], None], tuple[str, ...]] = {
     picture_monitor: ("monitor-light", "monitor-dark", "samples"),
     picture_compare: ("compare",),
+    picture_plan: ("plan",),
     picture_rating: (
         *("rate-light", "phone-dark", "ranking", "statistics", "pairs"),
         *("conversation", "conversation-phone", "arena", "arena-phone"),

@@ -467,7 +467,7 @@ def test_the_memory_of_a_named_reward_model_is_checked(tmp_path: Path) -> None:
 
 def test_workers_must_fit_the_machine_together(run: Path, corpus: Corpus, chat: Chat, monkeypatch) -> None:
     recipe = recipe_with(model__device="cpu", cluster__workers=3, cluster__timeout=30)
-    models = run_plan.Models(
+    models = run_plan.RunModels(
         sizes.model_size(Path(chat.tokenizer.name_or_path)), None, 0, run_plan.shape_of_model(recipe, run)
     )
     placement = worker_plan.place_workers(recipe, models.model)

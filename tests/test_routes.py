@@ -90,6 +90,7 @@ ACCESS = {
     "GET /monitor/samples/prompt": VIEWERS,
     "GET /monitor/samples/differences": VIEWERS,
     "GET /monitor/compare": VIEWERS,
+    "GET /monitor/plan": VIEWERS,
     "GET /monitor/compare/curves": VIEWERS,
     "GET /monitor/compare/frontier": VIEWERS,
 }

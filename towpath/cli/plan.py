@@ -66,7 +66,7 @@ def plan(
     if data.note:
         print_status(f"note: {data.note}")
     if html:
-        write_page(html, settings.name, planned.run, changes)
+        write_page(html, run.resolve().name, planned.run, changes)
         print_status(f"plan: {html}")
     if as_json:
         content = labels_json(planned.labels) | {"plan": plan_content(planned.run, changes)}

@@ -19,7 +19,7 @@ def memory_available() -> int | None:
 
 
 def reset_peak() -> None:
-    """Let `peak_bytes` begin anew; only Linux can."""
+    """Let `peak_bytes` start again; only Linux can."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

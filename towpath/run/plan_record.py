@@ -93,24 +93,24 @@ def record_plan(
     """Write the plan of each stage. One that was planned stays as it was, unless the stage is another now, or has not
     begun and was planned on assumptions. `again`: the stages are those that were planned, and more is known of them."""
     before = _recorded(run)
-    kept = {}
+    rows = {}
     for stage in stages:
         known = before.get(stage.name)
-        begun = stage.done or (stage.folder / STARTED).is_file()
+        has_started = stage.done or (stage.folder / STARTED).is_file()
         same = known and (again or known.get("fingerprint") == stage.fingerprint)
-        if known and same and (begun or (not again and known["seconds"]["source"] != "assumption")):
-            kept[stage.name] = known | {"fingerprint": stage.fingerprint}
-    if len(kept) < len(stages):
+        if known and same and (has_started or (not again and known["seconds"]["source"] != "assumption")):
+            rows[stage.name] = known | {"fingerprint": stage.fingerprint}
+    if len(rows) < len(stages):
         plan = {stage.stage: stage for stage in plan_run(recipe, run, data, store).run.stages}
         for stage in stages:
-            if stage.name in kept or stage.done or stage.kind not in plan:
+            if stage.name in rows or stage.done or stage.kind not in plan:
                 continue
             row = _row(stage, plan[stage.kind], recipe.rounds)
             if again and stage.name in before:
                 row["seconds"] = before[stage.name]["seconds"]
-            kept[stage.name] = row
-    if kept != before:
-        replace_file(run / FILE, json.dumps({"stages": kept}, indent=1))
+            rows[stage.name] = row
+    if rows != before:
+        replace_file(run / FILE, json.dumps({"stages": rows}, indent=1))
 
 
 def _row(stage: PlannedStage, planned: StagePlan, rounds: int) -> dict[str, Any]:
@@ -196,11 +196,11 @@ def _recorded(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def progress_line(progress: RunProgress) -> str:
-    """`time: 5.1 min done, about 3.2 min left; 8.2 min were planned`."""
-    words = [f"{span(progress.actual)} done"] if progress.actual else []
-    if progress.left:
-        words.append(f"about {span(progress.left)} left")
-    return f"time: {', '.join(words) or 'not begun'}; {span(progress.planned)} were planned"
+    """`time: 5.1 min so far, about 3.2 min left; 8.2 min were planned`."""
+    if not progress.left:
+        return f"time: {span(progress.actual)} in all; {span(progress.planned)} were planned"
+    before = f"{span(progress.actual)} so far, " if progress.actual else ""
+    return f"time: {before}about {span(progress.left)} left; {span(progress.planned)} were planned"
 
 
 def stage_note(row: StageProgress) -> str:

@@ -27,7 +27,7 @@ from towpath.rewards import sources
 from towpath.run import cluster_checks, engine_checks, judge_checks, model_checks, plan, task_checks, trackers
 from towpath.run.fingerprint import needs_labels
 from towpath.run.gpu_checks import check_gpu, check_gpu_memory, uses_gpu
-from towpath.run.run_plan import Models, memories_here, shape_of_model
+from towpath.run.run_plan import RunModels, memories_here, shape_of_model
 from towpath.run.worker_plan import place_workers
 
 ENOUGH_PROMPTS = 200
@@ -408,7 +408,7 @@ def _check_resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
     if uses_gpu(recipe):
         needed = gpu_memory_needed(recipe, size, reward, classifiers, placement.parts)
         return [*findings, *check_gpu_memory(recipe, needed, parameters, placement.device_share)]
-    models = Models(size, reward, classifiers, shape_of_model(recipe, run))
+    models = RunModels(size, reward, classifiers, shape_of_model(recipe, run))
     memories = memories_here(recipe, run, placement, models)
     return [*findings, *_check_memory(recipe, memories, parameters, len(placement.devices))]
 

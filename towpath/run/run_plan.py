@@ -25,11 +25,11 @@ from towpath.planning.memory import DeviceLimits, StageMemory, must_divide, stag
 from towpath.planning.run_plan import RunPlan, StagePlan
 from towpath.planning.sizes import Size, disk_by_stage, model_size
 from towpath.planning.speed import Measurement
-from towpath.planning.work import Counts
+from towpath.planning.work import Counts, answer_length
 from towpath.recipe import Recipe
 from towpath.run.evaluation_plan import EvaluationPlan
 from towpath.run.fingerprint import stage_kinds
-from towpath.run.machine_speed import counts_of, read_measurement, speed_by_formula
+from towpath.run.machine_speed import CHARACTERS_PER_TOKEN, counts_of, read_measurement, speed_by_formula
 from towpath.run.model_checks import classifier_sizes
 from towpath.run.plan import LabelPlan, plan_labels
 from towpath.run.what_if import WhatIf, scaled
@@ -48,7 +48,7 @@ DOLLARS_KNOWN, DOLLARS_ASSUMED = 0.1, 0.5
 
 
 @dataclass(frozen=True)
-class Models:
+class RunModels:
     """The models of a run."""
 
     model: Size
@@ -106,19 +106,19 @@ def plan_run(recipe: Recipe, run: Path, data: DataSummary, store: Store, wanted:
         _stage(kind, recipe, machine, times.get(kind), memories.get(kind), disk.get(kind, 0), labels)
         for kind in stage_kinds(recipe)
     ]
-    notes = _notes(recipe, run, machine, measured)
+    notes = (_lengths(counts, recipe, measured), *_notes(recipe, run, machine, measured))
     plan = RunPlan(machine.name, tuple(stages), machine.limits.bytes, machine.limits.share, machine.limits.parts, notes)
     return Planned(plan, labels, recipe, counts, placement)
 
 
-def _models(recipe: Recipe, run: Path, wanted: WhatIf) -> Models:
+def _models(recipe: Recipe, run: Path, wanted: WhatIf) -> RunModels:
     if wanted.model_size:
         parameters = parse_size(wanted.model_size)
         sides = adapter_parameters(parameters, layers_of(parameters), 1)
         shape = usual_shape(parameters)
-        return Models(Size(round(parameters), round(sides), None, shape.vocabulary), None, 0, shape)
+        return RunModels(Size(round(parameters), round(sides), None, shape.vocabulary), None, 0, shape)
     size = model_size(Path(locate.find(recipe.model.source, run)))
-    return Models(size, *classifier_sizes(recipe, run), shape_of_model(recipe, run))
+    return RunModels(size, *classifier_sizes(recipe, run), shape_of_model(recipe, run))
 
 
 def shape_of_model(recipe: Recipe, run: Path) -> ModelShape | None:
@@ -126,7 +126,7 @@ def shape_of_model(recipe: Recipe, run: Path) -> ModelShape | None:
     return model_shape(Path(locate.find(recipe.model.source, run)))
 
 
-def memories_here(recipe: Recipe, run: Path, placement: Placement, models: Models) -> Mapping[str, StageMemory]:
+def memories_here(recipe: Recipe, run: Path, placement: Placement, models: RunModels) -> Mapping[str, StageMemory]:
     """The memory of each stage on this machine, as `towpath check` compares it with what there is."""
     measured = read_measurement(recipe, run)
     return _memories(recipe, measured.counts if measured else None, limits_of(placement), measured, models)
@@ -154,7 +154,7 @@ def _present_gpu(table: Devices) -> Device:
     return next((device for key, device in table.known.items() if key.split("-")[0] in name), table.find("A100-40GB"))
 
 
-def _named_machine(recipe: Recipe, wanted: WhatIf, models: Models) -> Machine:
+def _named_machine(recipe: Recipe, wanted: WhatIf, models: RunModels) -> Machine:
     table = load_devices(wanted.devices)
     gpus, device = parse_devices(wanted.on, table)
     own = recipe.budget.device_hour
@@ -168,7 +168,7 @@ def _named_machine(recipe: Recipe, wanted: WhatIf, models: Models) -> Machine:
 
 
 def _times(
-    recipe: Recipe, counts: Counts, machine: Machine, measured: Measurement | None, models: Models
+    recipe: Recipe, counts: Counts, machine: Machine, measured: Measurement | None, models: RunModels
 ) -> dict[str, StageTime]:
     kinds = stage_kinds(recipe)
     if measured:
@@ -182,7 +182,7 @@ def _times(
 
 
 def _memories(
-    recipe: Recipe, counts: Counts | None, limits: DeviceLimits, measured: Measurement | None, models: Models
+    recipe: Recipe, counts: Counts | None, limits: DeviceLimits, measured: Measurement | None, models: RunModels
 ) -> Mapping[str, StageMemory]:
     sizes = (models.model, models.reward, models.others)
     memories = stage_memories(recipe, limits, models.shape, sizes, stage_kinds(recipe), counts)
@@ -291,6 +291,18 @@ def _with_evaluation(stage: StagePlan, recipe: Recipe, labels: LabelPlan) -> Sta
             judge_dollars=_judge_dollars(share * plan.dollars, False),
         )
     return stage
+
+
+def _lengths(counts: Counts, recipe: Recipe, measured: Measurement | None) -> str:
+    """The lengths that times follow from."""
+    answer = answer_length(counts, recipe.policy.max_new_tokens)
+    if counts.answer_tokens is not None:
+        source = "completions that were sampled"
+    elif counts.demonstrations:
+        source = "demonstrations" if measured else f"demonstrations at {CHARACTERS_PER_TOKEN} characters a token"
+    else:
+        source = "policy.max_new_tokens"
+    return f"prompts of {counts.prompt_tokens:.0f} and answers of {answer:.0f} tokens on average, by {source}"
 
 
 def _notes(recipe: Recipe, run: Path, machine: Machine, measured: Measurement | None) -> tuple[str, ...]:

@@ -58,9 +58,9 @@ def _row(stage: StagePlan) -> str:
 def _memory_lines(plan: RunPlan) -> Iterator[str]:
     largest = plan.largest
     if largest and largest.memory:
-        of = f" of {gigabytes(plan.device_memory)}" if plan.device_memory else ""
+        available = f" of {gigabytes(plan.device_memory)}" if plan.device_memory else ""
         each = f", for each of {plan.device_share} workers" if plan.device_share > 1 else ""
-        yield f"most memory, {largest.stage}: {gigabytes(largest.memory.total)}{of}{each}"
+        yield f"most memory, {largest.stage}: {gigabytes(largest.memory.total)}{available}{each}"
         yield f"  {memory_parts(largest.memory)}"
     for stage in plan.too_large:
         if stage.memory:

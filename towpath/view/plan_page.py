@@ -100,8 +100,8 @@ def _tiles(plan: RunPlan) -> Iterator[dict[str, str]]:
         yield {"value": span(plan.computation.likely), "name": "of computation", "note": note}
     largest = plan.largest
     if largest and largest.memory:
-        of = f", of {gigabytes(plan.device_memory)}" if plan.device_memory else ""
-        yield {"value": gigabytes(largest.memory.total), "name": "of memory", "note": f"in {largest.stage}{of}"}
+        available = f", of {gigabytes(plan.device_memory)}" if plan.device_memory else ""
+        yield {"value": gigabytes(largest.memory.total), "name": "of memory", "note": f"in {largest.stage}{available}"}
     if plan.disk.high:
         yield {"value": gigabytes(round(plan.disk.likely)), "name": "of disk", "note": "weights and checkpoints"}
 
