@@ -1,6 +1,7 @@
 """Work and time of stages before they run: counts against a finished run, formulas against published ones."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from classifiers_of_others import make_classifier, make_language_model
 from command import towpath
+from conftest import SETTINGS
 
 from towpath import recipe as recipes
 from towpath.errors import DataError, RecipeError
@@ -24,6 +26,8 @@ from towpath.recipe import Recipe
 from towpath.run.fingerprint import plan_stages, stage_kinds
 from towpath.run.loading import load_corpus
 from towpath.run.machine_speed import decided_pairs, sampled_length
+from towpath.run.plan_record import PRIOR_SECONDS, begin_stage, progress_line, read_progress
+from towpath.run.record import write_current
 from towpath.run.run_plan import waiting_seconds
 from towpath.stages.speed import count_tokens, read_texts
 from towpath.store import manifest
@@ -286,6 +290,56 @@ def test_totals_have_the_source_of_the_least_certain_part() -> None:
     assert total([]).likely == 0
     assert spans(Amount(60 * 60, 90 * 60, 100 * 60, "measured")) == "90 min (60 to 100 min)"
     assert span(3 * 86_400) == "3.0 days" and span(100 * 86_400) == "100 days" and span(4) == "4 s"
+
+
+@pytest.mark.slow
+def test_a_run_is_shown_beside_its_plan(finished) -> None:
+    progress = read_progress(finished)
+    assert progress and [stage.state for stage in progress.stages] == ["done"] * 7
+    assert progress.left == 0 and progress.actual == pytest.approx(sum(s.actual or 0 for s in progress.stages))
+    for stage in progress.stages:
+        if stage.name != "label":
+            assert stage.planned and stage.planned.likely > 0 and stage.planned_memory and stage.actual_memory
+    lines = towpath("status", finished, *SETTINGS).stdout
+    assert re.search(r"sft +done +took .* planned", lines) and re.search(r"time: .* in all; .* were planned", lines)
+    assert "planned" in (finished / "reports" / "report.html").read_text(encoding="utf-8").partition('id="lineage"')[2]
+
+
+def stage_dir(run: Path, name: str, seconds: float | None) -> None:
+    folder = run / "stages" / name / "f"
+    folder.mkdir(parents=True)
+    if seconds is not None:
+        content = {"status": "done", "seconds": seconds, "peak_memory_bytes": 10**9}
+        (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def test_the_rest_is_estimated_by_what_was_measured(tmp_path) -> None:
+    likely = {"sft": 100.0, "sample": 200.0, "policy": 300.0}
+    rows = {
+        name: {
+            "fingerprint": "f",
+            "seconds": {"low": 1, "likely": seconds, "high": 999, "source": "measured", "basis": ""},
+            "expected": 2 * seconds,  # by a newer plan
+            "memory": {"bytes": 5, "source": "formula"},
+        }
+        for name, seconds in likely.items()
+    }
+    (tmp_path / "plan.json").write_text(json.dumps({"stages": rows}))
+    write_current(tmp_path, dict.fromkeys(likely, "f"), [])
+    stage_dir(tmp_path, "sft", 160.0)
+    for name in ("sample", "policy"):
+        stage_dir(tmp_path, name, None)
+    begin_stage(tmp_path / "stages" / "sample" / "f")
+    progress = read_progress(tmp_path)
+    assert progress and progress.factor == pytest.approx((160 + PRIOR_SECONDS) / (100 + PRIOR_SECONDS))
+    sft, sample, policy = progress.stages
+    assert (sft.state, sample.state, policy.state) == ("done", "started", "to do")
+    assert sft.ratio == 1.6 and sft.left == 0
+    assert policy.left == pytest.approx(progress.factor * 600)
+    assert sample.left == pytest.approx(progress.factor * 400, abs=2)
+    assert progress_line(progress).startswith("time: 2.7 min so far, about 25 min left; 10 min were planned")
+    (tmp_path / "plan.json").write_text("{")
+    assert read_progress(tmp_path) is None
 
 
 def planned(run: Path, *settings: str) -> list[str]:

@@ -8,7 +8,9 @@ from towpath import __version__
 from towpath.evals.gate_rule import judge_of, undecided_reason
 from towpath.evals.no_judge import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON, RUBRIC_CAVEAT
 from towpath.judges import rubric
+from towpath.planning.amounts import spans
 from towpath.records import Verdict
+from towpath.run.plan_record import StageProgress, read_progress
 from towpath.run.record import STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.format import MINUS, duration, moment, number, percent, percents, size
@@ -255,7 +257,9 @@ def state(stage: StageRecord | None) -> str:
 
 
 def lineage(run: RunRecord) -> Iterator[dict[str, Any]]:
-    """Inputs, time and memory of each stage."""
+    """Inputs, time and memory of each stage, with what was planned before it began."""
+    progress = read_progress(run.folder)
+    planned = {row.name: row for row in progress.stages} if progress else {}
     for stage in run.stages.values():
         if stage.done:
             m = stage.manifest
@@ -271,8 +275,16 @@ def lineage(run: RunRecord) -> Iterator[dict[str, Any]]:
                 "finished": moment(m.get("finished_at")),
                 "seconds": duration(m.get("seconds")),
                 "memory": size(m.get("peak_memory_bytes")),
+                **_planned(planned.get(stage.name)),
                 "workers": workers(m),
             }
+
+
+def _planned(row: StageProgress | None) -> dict[str, str]:
+    """Planned time with its range, and planned memory, of a stage that computes."""
+    if row is None or row.planned is None or not row.planned.high:
+        return {"planned": "", "planned_memory": ""}
+    return {"planned": spans(row.planned), "planned_memory": size(row.planned_memory)}
 
 
 def workers(manifest: Mapping[str, Any]) -> str:
