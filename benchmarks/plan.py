@@ -74,6 +74,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         if not stage["planned"] or not stage["planned"]["high"]:
             continue
         row = {"planned_seconds": stage["planned"]["likely"], "seconds": stage["actual"]}
+        row |= {"expected_seconds": stage["expected"], "expected_ratio": stage["expected"] / stage["actual"]}
         row |= {"low": stage["planned"]["low"], "high": stage["planned"]["high"]}
         row["time_ratio"] = row["planned_seconds"] / row["seconds"]
         row |= {"planned_memory": stage["planned_memory"], "memory": stage["actual_memory"]}
@@ -102,6 +103,7 @@ def main() -> None:
         shape = results["shapes"][name]
         for stage, row in shape["stages"].items():
             times = f"{row['planned_seconds']:7.1f} of {row['seconds']:7.1f} s  {row['time_ratio']:.2f}"
+            times += f" (at its start {row['expected_ratio']:.2f})"
             memory = f"{row['planned_memory'] / 1e9:5.2f} of {row['memory'] / 1e9:5.2f} GB  {row['memory_ratio']:.2f}"
             print(f"{name:<14}{stage:<10}{times}   {memory}")
         print(f"{name:<14}{'all':<10}{shape['whole']:.2f}, after a trial of {shape['trial_seconds']:.0f} s")

@@ -585,6 +585,7 @@ PAGES = (
     "/monitor/compare",
     "/monitor/compare/curves?stage=policy&names=reward",
     "/monitor/compare/frontier",
+    "/monitor/plan",
     "/monitor/events?stage=policy",
 )
 
@@ -639,6 +640,17 @@ def test_monitor_api_returns_requested_curves(team, run):
             "/monitor/compare/curves", params={"stage": "policy", "names": "reward", "runs": "../canal"}
         ).json()
         assert (response["first"], response["last"]) == (1, 40)
+
+
+def test_plan_page_answers_what_if(team):
+    with signed_in(team, "vic") as vic:
+        page = vic.get("/monitor/plan", headers={"accept": "text/html"}).text
+        assert "Critical path" in page and "towpath plan" in page
+        wanted = {"on": "8xH100", "model_size": "7B", "pairs": "50,000", "completions": ""}
+        elsewhere = vic.get("/monitor/plan", params=wanted, headers={"accept": "text/html"}).text
+        assert "on 8 × H100" in elsewhere and "Cheapest changes" in elsewhere and 'value="50000"' in elsewhere
+        for wrong in ({"pairs": "many"}, {"model_size": "7B"}, {"on": "8xP100"}):
+            assert vic.get("/monitor/plan", params=wrong).status_code == 409
 
 
 def next_event(stream, wanted, seconds=10.0):

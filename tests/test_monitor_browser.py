@@ -393,9 +393,10 @@ def test_axe_and_no_horizontal_overflow(visit, run, axe, scheme, width):
     page = visit("/monitor", color_scheme=scheme, viewport={"width": width, "height": 800})
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     violations = []
-    for path in ("/monitor", "/monitor?stage=sft", "/monitor/samples", "/monitor/compare"):
+    for path in ("/monitor", "/monitor?stage=sft", "/monitor/samples", "/monitor/compare", "/monitor/plan?on=8xH100"):
         page.goto(path)
-        page.wait_for_function("() => document.body.dataset.drawn !== undefined")
+        if "plan" not in path:
+            page.wait_for_function("() => document.body.dataset.drawn !== undefined")
         page.wait_for_timeout(300)
         if path == "/monitor":
             chart(page, "Reward").get_by_role("button", name="Table").click()

@@ -157,7 +157,7 @@ PARTS_OF: Mapping[str, tuple[str, ...]] = {
     "reward": ("reward",),
     "judge_model": ("reward",),
     "policy": ("policy",),
-    "evaluate": ("scoring",),
+    "evaluate": ("scoring", "greedy samples"),
 }
 """Parts of a trial (towpath.stages.speed) that a stage has."""
 

@@ -7,7 +7,8 @@ B rows, T answer tokens.
 import importlib
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from towpath.data.corpus import Corpus
 from towpath.models import base, memory
 from towpath.planning.speed import ROWS_AT_ONCE, Measurement, Speed
 from towpath.planning.work import Counts
-from towpath.recipe import Decoding, Lora, Recipe
-from towpath.rollout.engine import SampleRequest
+from towpath.recipe import Decoding, Lora, Model, Recipe
+from towpath.rollout.engine import Engine, SampleRequest
 from towpath.rollout.generate import load_engine
 from towpath.rollout.reward_models import initial_model
 from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
@@ -101,18 +102,21 @@ def measure(
     part. `say` is called with the name of each part before it begins."""
     texts = read_texts(recipe, run, corpus)
     timed = _Timed(recipe, run, texts, say)
-    step, row, prompt, load = timed.sampling()
     train: dict[str, float] = {}
     optimizer: dict[str, float] = {}
-    score = {"score": timed.scoring()}
+    score: dict[str, float] = {}
+    # in the order of a run, whose stages find memory as the one before has left it
     if recipe.sft.method != "none" and corpus.demonstrations:
         train["sft"], optimizer["sft"] = timed.fine_tuning(corpus)
+    step, row, prompt, load = timed.sampling()
     if recipe.reward.is_trained and {"reward", "judge_model"} & set(stages):
         frozen, upper, train["reward"], optimizer["reward"] = timed.reward_training()
         score |= {"reward/frozen": frozen, "reward/upper": upper, "reward": frozen + upper}
     elif "reward" in stages:
         score["reward"] = timed.pretrained_reward()
     score["experience"], train["policy"], optimizer["policy"] = timed.policy(score.get("reward", 0.0))
+    score["score"] = timed.scoring()
+    timed.greedy_samples()
     timed.finish()
     speed = Speed(step, row, prompt, score, train, optimizer, load, ROWS_AT_ONCE * timed.workers)
     counts = count_tokens(recipe, corpus, texts)
@@ -150,8 +154,8 @@ class _Timed:
         self._runtime = None
         release_memory()
 
-    def launch(self, training: bool = True, packing: bool = True) -> Runtime:
-        runtime = launch(self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
+    def launch(self, training: bool = True, packing: bool = True, model: Model | None = None) -> Runtime:
+        runtime = launch(model or self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
         states = runtime.worker_states()
         self.workers = len(states)
         for state in states:
@@ -172,26 +176,31 @@ class _Timed:
             for p, a in zip(prompts.tolist(), answers.tolist(), strict=True)
         ]
 
+    def requests(self, rows: int, tokens: int) -> list[SampleRequest]:
+        """Prompts of the run, with so many tokens of each answer."""
+        chosen = self.draw.integers(0, len(self.texts.prompts), rows).tolist()
+        return [SampleRequest(self.texts.prompts[p], Decoding(), self.draw.random(tokens)) for p in chosen]
+
+    @contextmanager
+    def engine(self, runtime: Runtime, role: str) -> Iterator[Engine]:
+        """The recipe's engine with the weights of a role."""
+        with tempfile.TemporaryDirectory() as folder:
+            longest = max(map(len, self.texts.prompts)) + max(TOKENS)
+            engine = load_engine(runtime, self.recipe.engine, self.texts.chat, Path(folder), longest)
+            runtime.publish(role, engine)
+            yield engine
+
     def sampling(self) -> tuple[float, float, float, float]:
         """Seconds of a token step, of a row in it, of a token of a prompt, and of loading the model."""
         self.begin("sampling")
-        recipe = self.recipe
         few, many = ROWS[0], self.many
         runtime = self.launch(training=False)
         begin = time.perf_counter()
         runtime.open({"model": RoleSpec(self.folder)})
         load = time.perf_counter() - begin
-
-        def requests(rows: int, tokens: int) -> list[SampleRequest]:
-            chosen = self.draw.integers(0, len(self.texts.prompts), rows).tolist()
-            return [SampleRequest(self.texts.prompts[p], Decoding(), self.draw.random(tokens)) for p in chosen]
-
-        with tempfile.TemporaryDirectory() as folder:
-            longest = max(map(len, self.texts.prompts)) + max(TOKENS)
-            engine = load_engine(runtime, recipe.engine, self.texts.chat, Path(folder), longest)
-            runtime.publish("model", engine)
+        with self.engine(runtime, "model") as engine:
             measured = {
-                (rows, tokens): _fastest(lambda rows=rows, tokens=tokens: engine.generate(requests(rows, tokens)))
+                (rows, tokens): _fastest(lambda rows=rows, tokens=tokens: engine.generate(self.requests(rows, tokens)))
                 for rows in (few, many)
                 for tokens in TOKENS
             }
@@ -214,6 +223,15 @@ class _Timed:
             Batch(self.rows(self.row_count(MOST_ROWS), self.recipe.evaluate.max_new_tokens)) for _ in range(BATCHES + 1)
         ]
         return _per_token(batches, lambda batch: runtime.score("model", batch, ("logp",)))
+
+    def greedy_samples(self) -> None:
+        """What the evaluation's greedy answers in float32 have in memory."""
+        self.begin("greedy samples")
+        model = self.recipe.model.model_copy(update={"dtype": "float32"})
+        runtime = self.launch(training=False, model=model)
+        runtime.open({"model": RoleSpec(self.folder)})
+        with self.engine(runtime, "model") as engine:
+            engine.generate(self.requests(3, min(TOKENS)))
 
     def fine_tuning(self, corpus: Corpus) -> tuple[float, float]:
         """Seconds of a token that is trained on, and of an optimizer step."""
@@ -287,6 +305,8 @@ class _Timed:
         runtime = self.launch()
         roles = self._policy_roles()
         runtime.open(roles, OptimizerConfig(eps=1e-5))
+        with self.engine(runtime, "policy") as engine:
+            engine.generate(self.requests(ROWS[0], min(TOKENS)))
         size = max(1, min(cfg.rollout, self.row_count(2 * MOST_ROWS)))
         batches = [Batch(self.rows(size, cfg.max_new_tokens)) for _ in range(3)]
         experience = _per_token(batches, lambda batch: self._experience(runtime, roles, batch))

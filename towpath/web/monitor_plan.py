@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
+from towpath.errors import DataError
 from towpath.planning.run_plan import best_changes
 from towpath.recipe import load
 from towpath.run.live_record import LiveRun
@@ -22,7 +23,6 @@ from towpath.web.monitor import CurrentRun
 router = APIRouter(prefix="/monitor/plan")
 
 Words = Annotated[str, Query(max_length=60)]
-Count = Annotated[int, Query(ge=0, le=10**10)]
 
 
 @router.get("")
@@ -33,16 +33,24 @@ def plan_page(
     store: StoreDependency,
     on: Words = "",
     model_size: Words = "",
-    pairs: Count = 0,
-    completions: Count = 0,
+    pairs: Words = "",
+    completions: Words = "",
 ) -> HTMLResponse:
     """Show the plan, or that of what is asked for."""
-    wanted = WhatIf(on.strip(), model_size.strip(), pairs, completions)
+    wanted = WhatIf(on.strip(), model_size.strip(), _count("pairs", pairs), _count("completions", completions))
     wanted.require_on()
     planned = _planned(run, store, wanted)
     progress = read_progress(run.run)
     actual = progress_rows(progress) if progress and not on else []
     return pages.render_page(request, "plan.html", account, wanted=wanted, actual=actual, **planned)
+
+
+def _count(name: str, text: str) -> int:
+    """A number from the form; an empty field is none."""
+    plain = text.replace(",", "").replace(" ", "")
+    if plain and not (plain.isdecimal() and len(plain) <= 10):
+        raise DataError(f"{name} = {text!r}", "a whole number, as in 50000", "change it, or leave it empty")
+    return int(plain or 0)
 
 
 def _planned(run: LiveRun, store: Store, wanted: WhatIf) -> dict[str, Any]:
