@@ -36,6 +36,7 @@ from watched_run import (
 from towpath.errors import ResourceError
 from towpath.run.live_record import MIN_INTERVAL, LiveRun, is_locked
 from towpath.run.metric_columns import ARROW_BYTES, PHASES, Columns, MetricColumns, to_columns
+from towpath.run.new_run import create_run
 from towpath.run.samples import Samples
 from towpath.store import people
 from towpath.store.jsonl import JsonlTail, objects
@@ -557,8 +558,8 @@ def _drain(descriptor: int) -> None:
 
 
 @pytest.fixture
-def run(tmp_path):
-    return write_run(tmp_path / "runs" / "canal")
+def run(tmp_path, request):
+    return getattr(request, "param", write_run)(tmp_path / "runs" / "canal")
 
 
 @pytest.fixture
@@ -585,7 +586,6 @@ PAGES = (
     "/monitor/compare",
     "/monitor/compare/curves?stage=policy&names=reward",
     "/monitor/compare/frontier",
-    "/monitor/plan",
     "/monitor/events?stage=policy",
 )
 
@@ -642,6 +642,7 @@ def test_monitor_api_returns_requested_curves(team, run):
         assert (response["first"], response["last"]) == (1, 40)
 
 
+@pytest.mark.parametrize("run", [lambda folder: create_run(folder, "tiny") or folder], indirect=True, ids=["tiny"])
 def test_plan_page_answers_what_if(team):
     with signed_in(team, "vic") as vic:
         page = vic.get("/monitor/plan", headers={"accept": "text/html"}).text

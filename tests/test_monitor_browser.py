@@ -8,6 +8,7 @@ import pytest
 from conftest import serious
 from watched_run import append, folder_of, policy_rows, samples, serving_run, short_run, write_run, write_workers
 
+from towpath.run.new_run import create_run
 from towpath.store.publish import lock_folder
 from towpath.store.store import Store
 
@@ -393,10 +394,9 @@ def test_axe_and_no_horizontal_overflow(visit, run, axe, scheme, width):
     page = visit("/monitor", color_scheme=scheme, viewport={"width": width, "height": 800})
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     violations = []
-    for path in ("/monitor", "/monitor?stage=sft", "/monitor/samples", "/monitor/compare", "/monitor/plan?on=8xH100"):
+    for path in ("/monitor", "/monitor?stage=sft", "/monitor/samples", "/monitor/compare"):
         page.goto(path)
-        if "plan" not in path:
-            page.wait_for_function("() => document.body.dataset.drawn !== undefined")
+        page.wait_for_function("() => document.body.dataset.drawn !== undefined")
         page.wait_for_timeout(300)
         if path == "/monitor":
             chart(page, "Reward").get_by_role("button", name="Table").click()
@@ -411,6 +411,27 @@ def test_axe_and_no_horizontal_overflow(visit, run, axe, scheme, width):
     page.keyboard.press("?")
     assert page.is_visible("#keys-dialog")
     assert not serious(page, axe)
+
+
+@pytest.mark.parametrize("run", [lambda folder: create_run(folder, "tiny") or folder], indirect=True, ids=["tiny"])
+def test_plan_page_is_accessible_and_fits_a_phone(browser, server, axe):
+    url, auth = server
+    for scheme, width in (("light", 1280), ("dark", 375)):
+        context = browser.new_context(base_url=url, color_scheme=scheme, viewport={"width": width, "height": 800})
+        page = context.new_page()
+        page.goto(f"/enter?token={auth.link_token()}")
+        page.goto("/monitor/plan")
+        page.get_by_label("GPUs").fill("8xH100")
+        page.get_by_label("Model size").fill("7B")
+        page.get_by_role("button", name="Plan").click()
+        assert "on 8 × H100" in page.inner_text("h1")
+        assert page.get_by_role("img", name="Critical path").is_visible()
+        assert not serious(page, axe)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.goto("/monitor/plan?on=" + 50 * "x")
+        assert "no such device in the table" in page.inner_text("main")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        context.close()
 
 
 def test_workers_are_shown_while_they_work(visit, run):
