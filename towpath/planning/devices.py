@@ -24,7 +24,10 @@ STREAMED = 0.6
 LATENCY = 0.43e-3
 """Seconds of a layer in a token step besides."""
 ROWS_AT_ONCE = 16
-"""Rows that a GPU samples together."""
+"""Rows that a GPU samples together, in the process that trains."""
+SERVER_LATENCY = 0.05e-3
+SERVER_ROWS = 256
+"""The same of an engine made for it, such as vLLM, whose steps are recorded once and replayed."""
 FORWARD, TRAIN_FULL, TRAIN_LORA = 2, 6, 4
 """Operations of a parameter for each token: a pass, with the gradient of all weights, with that of adapters alone."""
 OPTIMIZER_BYTES = 30
@@ -149,9 +152,11 @@ def formula_speed(
     reward: float,
     trained: Mapping[str, TrainedSize],
     roles: Mapping[str, float],
+    has_server: bool = False,
 ) -> Speed:
     """Speeds of one GPU that holds models of these sizes in 16 bits; `roles` are the passes of each unit of scoring, of
-    the policy's model or, where the unit is one of the reward model, of that."""
+    the policy's model or, where the unit is one of the reward model, of that. `has_server`: answers are sampled by an
+    engine made for it."""
     operations = USEFUL * device.operations
     forward = FORWARD * parameters / operations
     of_reward = FORWARD * reward / operations
@@ -164,14 +169,14 @@ def formula_speed(
     }
     score = {unit: passes * (of_reward if unit.startswith("reward") else forward) for unit, passes in roles.items()}
     return Speed(
-        step=layers * LATENCY + 2 * parameters / (STREAMED * device.bandwidth),
+        step=layers * (SERVER_LATENCY if has_server else LATENCY) + 2 * parameters / (STREAMED * device.bandwidth),
         row=forward,
         prompt=forward,
         score=score,
         train=train,
         optimizer=optimizer,
         load=2 * parameters / LOADED,
-        rows_at_once=ROWS_AT_ONCE,
+        rows_at_once=SERVER_ROWS if has_server else ROWS_AT_ONCE,
     )
 
 

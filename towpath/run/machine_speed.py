@@ -75,7 +75,8 @@ def speed_by_formula(recipe: Recipe, device: Device, parameters: float) -> Speed
     # a rollout is scored by reference, policy and reward model
     passes = 2.0 + (recipe.reward.ensemble_size if by_model else 0)
     passes_of = {"score": 1.0, "reward": 1.0, "reward/frozen": 0.0, "reward/upper": 1.0, "experience": passes}
-    return formula_speed(device, parameters, layers, parameters, trained, passes_of)
+    has_server = recipe.engine.type != "local"
+    return formula_speed(device, parameters, layers, parameters, trained, passes_of, has_server)
 
 
 def sampled_length(run: Path) -> float | None:
