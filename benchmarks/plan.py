@@ -19,6 +19,7 @@ from benchmarks.machine import describe_machine
 
 LESS = (
     "preferences.prompts=200",
+    "preferences.min_labels=20",
     "evaluate.prompts=120",
     "evaluate.jailbreak_prompts=4",
     "sft.epochs=1",
