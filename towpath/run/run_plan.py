@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from towpath.data.data_summary import DataSummary
+from towpath.errors import RecipeError
 from towpath.models import locate
 from towpath.models.pass_memory import ModelShape
 from towpath.planning.amounts import NOTHING, Amount, Source, exactly
@@ -106,7 +107,7 @@ def plan_run(recipe: Recipe, run: Path, data: DataSummary, store: Store, wanted:
         _stage(kind, recipe, machine, times.get(kind), memories.get(kind), disk.get(kind, 0), labels)
         for kind in stage_kinds(recipe)
     ]
-    notes = (_lengths(counts, recipe, measured), *_notes(recipe, run, machine, measured))
+    notes = (_lengths(counts, recipe, measured), *_notes(recipe, run, machine, measured, models))
     plan = RunPlan(machine.name, tuple(stages), machine.limits.bytes, machine.limits.share, machine.limits.parts, notes)
     return Planned(plan, labels, recipe, counts, placement)
 
@@ -155,6 +156,8 @@ def _present_gpu(table: Devices) -> Device:
 
 
 def _named_machine(recipe: Recipe, wanted: WhatIf, models: RunModels) -> Machine:
+    if not models.model.parameters:
+        raise RecipeError("the size of the model is not known", "time goes with it", "give --model-size, such as 7B")
     table = load_devices(wanted.devices)
     gpus, device = parse_devices(wanted.on, table)
     own = recipe.budget.device_hour
@@ -305,8 +308,12 @@ def _lengths(counts: Counts, recipe: Recipe, measured: Measurement | None) -> st
     return f"prompts of {counts.prompt_tokens:.0f} and answers of {answer:.0f} tokens on average, by {source}"
 
 
-def _notes(recipe: Recipe, run: Path, machine: Machine, measured: Measurement | None) -> tuple[str, ...]:
+def _notes(
+    recipe: Recipe, run: Path, machine: Machine, measured: Measurement | None, models: RunModels
+) -> tuple[str, ...]:
     notes = []
+    if not models.model.parameters:
+        notes.append("time and memory are not planned: the model's files do not say how large it is")
     if measured is None and machine.gpus == 0:
         measure = f"`towpath plan {run} --measure` takes about a minute"
         notes.append(f"speeds are assumed, a factor of three either way: {measure}")
