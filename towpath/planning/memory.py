@@ -89,9 +89,10 @@ def stage_memories(
     stages: Collection[str],
     counts: Counts | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
+    number_bytes: int = 0,
 ) -> dict[str, StageMemory]:
     """The memory of these kinds of stage. `sizes`: of the model, of the one that the reward model begins with where it
-    is another, and parameters of other reward models."""
+    is another, and parameters of other reward models. `number_bytes`: of a number in the cache, where it is known."""
     parameters = stage_parameters(recipe, *sizes)
     parameters["judge_model"] = parameters["reward"]
     model = sizes[0].parameters or 0
@@ -114,12 +115,24 @@ def stage_memories(
             if stage in ("baseline", "evaluate"):
                 longest = recipe.evaluate.max_new_tokens
             prompt = counts.prompt_tokens if counts else recipe.data.max_prompt_tokens
-            rows = rows_at_once if stage != "policy" else min(rows_at_once, recipe.policy.rollout)
-            width = GPU_BYTES[0] if device.on_gpu else BYTES
+            rows = min(rows_at_once, _sampled_rows(recipe, stage, counts))
+            width = number_bytes or (GPU_BYTES[0] if device.on_gpu else BYTES)
             memory = replace(memory, cache=cache_bytes(shape, rows, prompt + longest, width))
             memory = replace(memory, head=max(memory.head, rows * shape.vocabulary * SAMPLED_LOGITS))
         memories[stage] = memory
     return memories
+
+
+def _sampled_rows(recipe: Recipe, stage: str, counts: Counts | None) -> int:
+    """Rows that a stage samples in one go."""
+    if stage == "policy":
+        return max(recipe.policy.rollout, recipe.policy.validation_prompts)
+    if counts is None:
+        return ROWS_AT_ONCE
+    if stage == "sample":
+        prompts = min(counts.train, recipe.preferences.prompts or counts.train)
+        return prompts * recipe.preferences.completions
+    return min(counts.heldout, recipe.evaluate.prompts or counts.heldout) + counts.safety
 
 
 def _training(recipe: Recipe, device: DeviceLimits, shape: ModelShape | None, own: StageParameters) -> StageMemory:
@@ -163,14 +176,13 @@ PARTS_OF: Mapping[str, tuple[str, ...]] = {
 
 
 def with_measured(
-    memories: Mapping[str, StageMemory], trial: Measurement, shape: ModelShape | None, on_gpu: bool
+    memories: Mapping[str, StageMemory], trial: Measurement, shape: ModelShape | None
 ) -> dict[str, StageMemory]:
     """The same with what a trial of the stages' parts took; a stage that samples more rows than it, or longer ones,
     takes that much more."""
-    width = GPU_BYTES[0] if on_gpu else BYTES
     had = 0.0
     if shape:
-        had = cache_bytes(shape, trial.sampled_rows, trial.sampled_tokens, width)
+        had = cache_bytes(shape, trial.sampled_rows, trial.sampled_tokens, trial.number_bytes)
         had += trial.sampled_rows * shape.vocabulary * SAMPLED_LOGITS
     measured = {}
     for stage, memory in memories.items():

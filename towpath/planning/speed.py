@@ -46,6 +46,8 @@ class Measurement:
     sampled_rows: int
     """Rows, and tokens of each, that the trial of sampling had in memory at once."""
     sampled_tokens: float
+    number_bytes: int
+    """Of a number in the cache of sampled answers."""
 
 
 def seconds_of(stage: str, works: Iterable[Work], speed: Speed, workers: int = 1) -> dict[str, float]:

@@ -188,8 +188,11 @@ def _memories(
     recipe: Recipe, counts: Counts | None, limits: DeviceLimits, measured: Measurement | None, models: RunModels
 ) -> Mapping[str, StageMemory]:
     sizes = (models.model, models.reward, models.others)
-    memories = stage_memories(recipe, limits, models.shape, sizes, stage_kinds(recipe), counts)
-    return with_measured(memories, measured, models.shape, limits.on_gpu) if measured else memories
+    number_bytes = measured.number_bytes if measured else 0
+    memories = stage_memories(
+        recipe, limits, models.shape, sizes, stage_kinds(recipe), counts, number_bytes=number_bytes
+    )
+    return with_measured(memories, measured, models.shape) if measured else memories
 
 
 def _stage(

@@ -29,10 +29,11 @@ from towpath.recipe import Decoding, Lora, Model, Recipe
 from towpath.rollout.engine import Engine, SampleRequest
 from towpath.rollout.generate import load_engine
 from towpath.rollout.reward_models import initial_model
-from towpath.runtime.contract import Loss, OptimizerConfig, RoleSpec, Runtime
+from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.runtime.launch import launch, launch_classifier
 from towpath.runtime.process import release_memory
 from towpath.stages.demonstrations import demonstration_batch
+from towpath.stages.timing import fastest, seconds_per_token, training_seconds
 
 SAMPLED = 400
 """Texts of each kind that are tokenised."""
@@ -43,8 +44,6 @@ MOST_SAMPLED = 8192
 """Tokens of the prompts of many rows."""
 BATCHES = 4
 """Batches that are timed, after one that is not; each has other rows, as those of a run have."""
-ENOUGH = 4.0
-"""Seconds after which two batches are enough."""
 MOST_ROWS = 64
 MOST_TOKENS = 4096
 """Of such a batch."""
@@ -120,7 +119,8 @@ def measure(
     timed.finish()
     speed = Speed(step, row, prompt, score, train, optimizer, load, ROWS_AT_ONCE * timed.workers)
     counts = count_tokens(recipe, corpus, texts)
-    return Measurement(counts, speed, timed.peaks, timed.many, _mean(texts.prompts) + max(TOKENS))
+    tokens = _mean(texts.prompts) + _mean(texts.answers) + max(TOKENS)
+    return Measurement(counts, speed, timed.peaks, timed.many, tokens, timed.number_bytes)
 
 
 class _Timed:
@@ -134,6 +134,7 @@ class _Timed:
         self.draw = np.random.default_rng(0)
         self.workers = 1
         self.many = max(2 * ROWS[0], min(ROWS[1], round(MOST_SAMPLED / _mean(texts.prompts))))
+        self.number_bytes = 4
         self.peaks: dict[str, int] = {}
         self._say = say
         self._part = ""
@@ -176,10 +177,15 @@ class _Timed:
             for p, a in zip(prompts.tolist(), answers.tolist(), strict=True)
         ]
 
-    def requests(self, rows: int, tokens: int) -> list[SampleRequest]:
-        """Prompts of the run, with so many tokens of each answer."""
+    def requests(self, rows: int, tokens: int, later: bool = False) -> list[SampleRequest]:
+        """Prompts of the run, with so many tokens of each answer; `later`: after an answer as long as another."""
         chosen = self.draw.integers(0, len(self.texts.prompts), rows).tolist()
-        return [SampleRequest(self.texts.prompts[p], Decoding(), self.draw.random(tokens)) for p in chosen]
+        texts = [self.texts.prompts[p] for p in chosen]
+        if later:
+            longest = self.recipe.policy.max_new_tokens
+            answers = self.draw.integers(0, len(self.texts.answers), rows).tolist()
+            texts = [[*text, *self.texts.answers[a][:longest]] for text, a in zip(texts, answers, strict=True)]
+        return [SampleRequest(text, Decoding(), self.draw.random(tokens)) for text in texts]
 
     @contextmanager
     def engine(self, runtime: Runtime, role: str) -> Iterator[Engine]:
@@ -198,21 +204,24 @@ class _Timed:
         begin = time.perf_counter()
         runtime.open({"model": RoleSpec(self.folder)})
         load = time.perf_counter() - begin
-        with self.engine(runtime, "model") as engine:
-            measured = {
-                (rows, tokens): _fastest(lambda rows=rows, tokens=tokens: engine.generate(self.requests(rows, tokens)))
-                for rows in (few, many)
-                for tokens in TOKENS
-            }
         short, long = TOKENS
+        with self.engine(runtime, "model") as engine:
+
+            def step_of(rows: int, later: bool = False) -> tuple[float, float]:
+                """Seconds of a token step, and of all that comes before the first."""
+                brief, more = (fastest(lambda t=t: engine.generate(self.requests(rows, t, later))) for t in TOKENS)
+                step = max(0.0, more - brief) / (long - short)
+                return step, max(0.0, brief - short * step)
+
+            of_few, _ = step_of(few)
+            of_many, before = step_of(many)
+            # a row costs more the longer it is
+            of_later, _ = step_of(many, later=True)
+        self.number_bytes = 2 if runtime.environment()["arithmetic"] == "bfloat16" else 4
         # t = rows * prompt * p + tokens * (s + rows * r)
-        of_few, of_many = (
-            max(0.0, measured[rows, long] - measured[rows, short]) / (long - short) for rows in (few, many)
-        )
-        row = max(0.0, of_many - of_few) / (many - few)
+        row = max(0.0, (of_many + of_later) / 2 - of_few) / (many - few)
         step = max(0.0, of_few - few * row)
-        of_prompts = max(0.0, measured[many, short] - short * of_many) / (many * _mean(self.texts.prompts))
-        return step, row, of_prompts, load
+        return step, row, before / (many * _mean(self.texts.prompts)), load
 
     def scoring(self) -> float:
         """Seconds of a token of which the policy's model gives the log-probability."""
@@ -222,7 +231,7 @@ class _Timed:
         batches = [
             Batch(self.rows(self.row_count(MOST_ROWS), self.recipe.evaluate.max_new_tokens)) for _ in range(BATCHES + 1)
         ]
-        return _per_token(batches, lambda batch: runtime.score("model", batch, ("logp",)))
+        return seconds_per_token(batches, lambda batch: runtime.score("model", batch, ("logp",)))
 
     def greedy_samples(self) -> None:
         """What the evaluation's greedy answers in float32 have in memory."""
@@ -243,7 +252,7 @@ class _Timed:
         whole = demonstration_batch(self.texts.chat, _some(corpus.demonstrations), cfg, cfg.domains).batch
         size = min(cfg.batch, len(whole), self.row_count(MOST_ROWS))
         batches = [whole.take(self.draw.permutation(len(whole))[:size]) for _ in range(BATCHES + 1)]
-        seconds = _training(runtime, batches, sft_algo, cfg, ("policy",))
+        seconds = training_seconds(runtime, batches, sft_algo, cfg, ("policy",))
         self._save(runtime, "policy")
         return seconds
 
@@ -260,10 +269,10 @@ class _Timed:
         # another model may have fewer tokens
         vocabulary = len(base.load_tokenizer(folder))
         batches = [self._pairs(size, vocabulary) for _ in range(BATCHES + 1)]
-        frozen = _per_token(batches, lambda batch: runtime.cache_frozen_prefix(batch, "reward"))
+        frozen = seconds_per_token(batches, lambda batch: runtime.cache_frozen_prefix(batch, "reward"))
         batches = [runtime.cache_frozen_prefix(batch, "reward") for batch in batches]
-        upper = _per_token(batches, lambda batch: runtime.score("reward", batch, ("score",)))
-        seconds = _training(runtime, batches, reward_model, cfg, ("reward",))
+        upper = seconds_per_token(batches, lambda batch: runtime.score("reward", batch, ("score",)))
+        seconds = training_seconds(runtime, batches, reward_model, cfg, ("reward",))
         if cfg.method == "full":
             self._save(runtime, "reward")
         return frozen, upper, *seconds
@@ -283,7 +292,7 @@ class _Timed:
             prompts = [as_messages(chat.text(row.ids[: row.start].tolist())) for row in batch.rows]
             classifier.score(prompts, [chat.text(row.ids[row.start :].tolist()) for row in batch.rows])
 
-        return _per_token(batches, score)
+        return seconds_per_token(batches, score)
 
     def _pairs(self, count: int, vocabulary: int) -> Batch:
         rows = self.rows(count, self.recipe.preferences.max_new_tokens)
@@ -309,7 +318,7 @@ class _Timed:
             engine.generate(self.requests(ROWS[0], min(TOKENS)))
         size = max(1, min(cfg.rollout, self.row_count(2 * MOST_ROWS)))
         batches = [Batch(self.rows(size, cfg.max_new_tokens)) for _ in range(3)]
-        experience = _per_token(batches, lambda batch: self._experience(runtime, roles, batch))
+        experience = seconds_per_token(batches, lambda batch: self._experience(runtime, roles, batch))
         if self._has_reward_model and "reward" not in roles:
             experience += reward
         size = min(cfg.batch, self.row_count(MOST_ROWS))
@@ -318,7 +327,7 @@ class _Timed:
             for _ in range(BATCHES + 1)
         ]
         algo, config = self._policy_loss()
-        seconds = _training(runtime, batches, algo, config, roles)
+        seconds = training_seconds(runtime, batches, algo, config, roles)
         self._save(runtime, "policy")
         return experience, *seconds
 
@@ -388,52 +397,3 @@ def _with_columns(batch: Batch) -> Batch:
     names = ("old_logp", "ref_logp", "sampler_logp", "value", "returns")
     zeros = dict.fromkeys(names, torch.zeros(shape))
     return batch.with_columns(advantage=torch.randn(shape), group=torch.arange(len(batch)), **zeros)
-
-
-def _tokens(batch: Batch) -> int:
-    return sum(len(row.ids) for row in batch.rows)
-
-
-def _fastest(work: Callable[[], Any]) -> float:
-    """Seconds of the faster of two runs, after one that is not counted; of one where they take long."""
-    seconds: list[float] = []
-    while len(seconds) < 3 and (len(seconds) < 2 or sum(seconds) < ENOUGH):
-        begin = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds[1:])
-
-
-def _per_token(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
-    """Seconds of a token, over all batches but the first, or as many as are enough."""
-    work(batches[0])
-    seconds = 0.0
-    tokens = 0
-    for number, batch in enumerate(batches[1:]):
-        if number > 1 and seconds > ENOUGH:
-            break
-        begin = time.perf_counter()
-        work(batch)
-        seconds += time.perf_counter() - begin
-        tokens += _tokens(batch)
-    return seconds / tokens
-
-
-def _training(
-    runtime: Runtime, batches: Sequence[Batch], algo: Any, config: Any, roles: Collection[str]
-) -> tuple[float, float]:
-    """Seconds of a token that is trained on by these roles, and of an optimizer step."""
-    loss = Loss(algo.__name__, config.model_dump(), {"policy_weight": 1.0, "kl_coef": 0.1})
-    needs = {role: wants for role, wants in algo.TRAINS.items() if role in roles}
-    steps: list[float] = []
-
-    def update(batch: Batch) -> None:
-        runtime.forward_backward(needs, batch, loss, algo.weigh(batch, config))
-        begin = time.perf_counter()
-        runtime.step(1.0, 1.0)
-        steps.append(time.perf_counter() - begin)
-
-    whole = _per_token(batches, update)
-    tokens = sum(_tokens(batch) for batch in batches[1 : len(steps)]) / (len(steps) - 1)
-    optimizer = sum(steps[1:]) / (len(steps) - 1)
-    return whole - optimizer / tokens, optimizer
