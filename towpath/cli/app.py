@@ -15,6 +15,7 @@ from towpath.cli.engine import engine_app
 from towpath.cli.label import label_app
 from towpath.cli.options import Force, Json, Run, Set, is_task, load_as_task, open_store
 from towpath.cli.people import people_app
+from towpath.cli.sweep import sweep
 from towpath.terminal import print_output, print_status
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.add_typer(label_app, name="label")
 app.add_typer(arena_app, name="arena")
 app.add_typer(people_app, name="people")
 app.add_typer(engine_app, name="engine")
+app.command(epilog="Example: towpath sweep my-run --set sweep.trials=30")(sweep)
 
 
 def _version(wanted: bool) -> None:
