@@ -34,8 +34,8 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "terminal", "records", "metrics", "progress", "interrupt", "network", "hashing", "reasoning",
-    "recipe", "store", "data", "feedback", "evals", "health", "planning", "judges", "arena", "run", "sweep", "view", "web",
-    "cli",
+    "recipe", "store", "data", "feedback", "evals", "health", "planning", "judges", "arena", "run", "sweep", "view",
+    "web", "cli",
 }  # fmt: skip
 NEEDS_TORCH = {"towpath.run.training", "towpath.sweep.trial", "towpath.view.callback"}
 """Modules of torch-free packages that are loaded only for training in the same process."""

@@ -87,9 +87,11 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     from towpath.progress import prepare_libraries, progress
     from towpath.run import loading, pipeline, preflight
     from towpath.run.cluster_checks import connected
+    from towpath.sweep.space import parse_space
 
     prepare_libraries()
     settings = load_as_task(run, set_)
+    parse_space(settings)
     with progress("check"), connected(settings, run):
         findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
     print_output(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from towpath.cli.options import Json, Run, Set
+from towpath.cli.options import Force, Json, Run, Set
 from towpath.terminal import print_output, print_status
 
 
@@ -18,6 +18,7 @@ def sweep(
         bool, typer.Option("--apply", help="write the winner's settings into recipe.toml, after showing the change")
     ] = False,
     as_json: Json = False,
+    force: Force = False,
 ) -> None:
     """Search for hyper-parameters of the policy stage at equal KL; resumes. Each trial is judged on validation prompts,
     and the best are confirmed with new seeds."""
@@ -27,7 +28,7 @@ def sweep(
     settings = recipe.load(run, set_)
     if not show and not apply:
         progress.prepare_libraries()
-        search.run_sweep(settings, run, print_status, set_ or [])
+        search.run_sweep(settings, run, print_status, set_ or [], force)
     result = record.read_sweep(run)
     if result is None:
         from towpath.errors import RecipeError

@@ -74,11 +74,11 @@ class SweepPlan:
         return location.database_url(url, "sweep.storage") if url else sweep_folder(self.run) / "study.db"
 
 
-def run_sweep(recipe: Recipe, folder: Path, say: Say, overrides: Sequence[str] = ()) -> None:
+def run_sweep(recipe: Recipe, folder: Path, say: Say, overrides: Sequence[str] = (), force: bool = False) -> None:
     """Run or resume the sweep of a run: its missing inputs, its trials, their confirmation."""
     check_sweep(recipe)
     with interrupt.handle_signals(), connected(recipe, folder):
-        plan = prepare(recipe, folder, say)
+        plan = prepare(recipe, folder, say, force)
         _announce(plan, say)
         if recipe.sweep.processes > 1:
             from towpath.sweep.processes import run_processes
@@ -110,11 +110,11 @@ def _people_by_default(recipe: Recipe) -> bool:
     return not recipe.evaluate.judges and recipe.preferences.raters == "people"
 
 
-def prepare(recipe: Recipe, folder: Path, say: Say) -> SweepPlan:
-    """Run the stages that the policy stage reads, unless they are done; a closed gate stops the sweep."""
+def prepare(recipe: Recipe, folder: Path, say: Say, force: bool = False) -> SweepPlan:
+    """Run the stages that the policy stage reads, unless they are done; a closed gate stops the sweep unless forced."""
     space = parse_space(recipe)
     with _lock_when_free(folder), Store.open(location.ledger_location(folder, recipe.store.url)) as store:
-        pipeline = Pipeline(recipe, folder, store, say, False, None)
+        pipeline = Pipeline(recipe, folder, store, say, force, None)
         try:
             pipeline.run("", (), before="policy")
         except Waiting as waiting:

@@ -267,8 +267,9 @@ def usual_ends(usual: str, algo: str, method: str) -> tuple[float, float] | None
     LoRA`, `4-16 for PPO, 1-2 for grpo, rloo and reinforce`."""
     matches = list(_USUAL.finditer(usual))
     chosen = None
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
-        condition = usual[match.end() : following.start() if following else len(usual)].lower()
+    ends = [*(match.start() for match in matches[1:]), len(usual)]
+    for match, end in zip(matches, ends, strict=False):
+        condition = usual[match.end() : end].lower()
         named = [name for name in ALGORITHM_KEYS if re.search(rf"\b{name}\b", condition)]
         if named and algo not in named:
             continue

@@ -19,6 +19,7 @@ from towpath.data.corpus import Corpus
 from towpath.errors import ModelError, RecipeError, ResourceError, TrainingError
 from towpath.evals.judges import EvaluationJudge, JudgeOutcomes
 from towpath.health.diagnosis import diagnose
+from towpath.health.history import History
 from towpath.health.monitor import stage_facts
 from towpath.reasoning import split_reasoning
 from towpath.recipe import Recipe
@@ -215,7 +216,11 @@ class TrialWatcher:
         assert self.job is not None
         steps = json.loads((self.folder / "run_info.json").read_text(encoding="utf-8"))["steps"]
         facts = stage_facts(self.job.config, self.job.name, self.job.inputs) | {"steps": steps}
-        return diagnose(self.job.log.recorder.history(facts), self.recipe.health.limits)
+        limits = self.recipe.health.limits
+        # findings on the inputs, such as an overfit reward model, hold for every trial alike
+        of_inputs = {finding.code for finding in diagnose(History(facts=facts), limits)}
+        findings = diagnose(self.job.log.recorder.history(facts), limits)
+        return tuple(finding for finding in findings if finding.code not in of_inputs)
 
     def _write_start(self, rollouts: Sequence[Rollout], metrics: Mapping[str, float]) -> None:
         """Write the SFT model's answers, with which later ones are compared."""
