@@ -241,14 +241,11 @@ def sweep_result(run: Path) -> dict[str, Any]:
     assert record is not None and record.verdict is not None
     winner = record.winner()
     chosen = winner or record.trials[0]
-    best = max((t for t in record.trials if t.status == "complete"), key=lambda t: t.value.value)
     return {
         "verdict": record.verdict.text,
         "outcome": record.verdict.outcome,
         "chosen": chosen.number,
         "settings": chosen.settings,
-        "best_trial": best.number,
-        "best_settings": best.settings,
         "values": [t.value.value for t in record.trials],
         "reached": [t.value.reached for t in record.trials],
         "status": [t.status for t in record.trials],
@@ -274,18 +271,18 @@ def main() -> None:
     results = Results(arguments.json)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     samplers = arguments.samplers.split(",")
-    for seed in seeds:
-        for sampler in samplers:
+    for sampler in samplers:
+        for seed in seeds:
             run = create(arguments.folder.resolve(), model, seed, sampler, arguments.trials)
             sweep = results.get(f"sweep/{sampler}/{seed}", partial(sweep_result, run))
-            for name in ("settings", "best_settings"):
-                results.get(
-                    f"measured/{sampler}/{seed}/{name}", partial(train_and_measure, run, sweep[name], 100 + seed)
-                )
-        run = create(arguments.folder.resolve(), model, seed, samplers[0], arguments.trials)
-        for settings in [BAD_START, *HAND_TUNED]:
-            name = "/".join(f"{value:g}" for value in settings.values())
-            results.get(f"hand/{name}/{seed}", partial(train_and_measure, run, settings, 100 + seed))
+            measured = partial(train_and_measure, run, sweep["settings"], 100 + seed)
+            results.get(f"measured/{sampler}/{seed}", measured)
+        if sampler == samplers[0]:
+            for seed in seeds:
+                run = arguments.folder.resolve() / f"{sampler}-{seed}"
+                for settings in [BAD_START, *HAND_TUNED]:
+                    name = "/".join(f"{value:g}" for value in settings.values())
+                    results.get(f"hand/{name}/{seed}", partial(train_and_measure, run, settings, 100 + seed))
     summarise(results.rows, seeds, samplers)
 
 
@@ -300,12 +297,13 @@ def summarise(rows: Mapping[str, Any], seeds: list[int], samplers: list[str]) ->
     for sampler in samplers:
         for seed in seeds:
             sweep = rows[f"sweep/{sampler}/{seed}"]
-            value = rows[f"measured/{sampler}/{seed}/settings"]["value"]
-            single = rows[f"measured/{sampler}/{seed}/best_settings"]["value"]
+            value = rows[f"measured/{sampler}/{seed}"]["value"]
+            same_seed = max(rows[f"hand/{name}/{seed}"]["value"] for name in hand)
             print(
-                f"{sampler} seed {seed}: chosen {value:.1%} ({100 * (value - hand[best]):+.1f} points), best trial "
-                f"{single:.1%}; {sweep['steps']} steps and {sweep['confirmation_steps']} of confirmation, "
-                f"{sweep['seconds']:.0f} s; {sweep['outcome']}"
+                f"{sampler} seed {seed}: chosen {value:.1%} ({100 * (value - hand[best]):+.1f} points of the best "
+                f"hand-tuned on average, {100 * (value - same_seed):+.1f} of the best with this seed); "
+                f"{sweep['steps']} steps and {sweep['confirmation_steps']} of confirmation, {sweep['seconds']:.0f} s; "
+                f"{sweep['outcome']}"
             )
 
 

@@ -123,12 +123,14 @@ def test_importance_finds_the_key_that_matters():
 
 
 def test_critical_findings_end_a_trial_but_not_those_of_the_machine():
-    def finding(code: str, severity: str) -> Finding:
-        return Finding(code, severity, "evidence", "cause", "remedy")
+    def finding(code: str, severity: str, first_step: int = 4) -> Finding:
+        return Finding(code, severity, "evidence", "cause", "remedy", first_step)
 
     assert critical_finding([finding("kl-rising", "warning")]) == ""
     assert critical_finding([finding("memory-growing", "critical")]) == ""
     assert critical_finding([finding("kl-rising", "critical")]) == "kl-rising: evidence"
+    # what holds before the first update does not come from the settings
+    assert critical_finding([finding("missing-eos", "critical", 0), finding("reward-overfit", "critical", -1)]) == ""
 
 
 def test_halving_compares_at_equal_kl():

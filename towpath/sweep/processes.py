@@ -22,11 +22,10 @@ def run_processes(plan: SweepPlan, say: Say, overrides: Sequence[str]) -> None:
     environments = [worker_environment(plan, number) for number in range(count)]
     arguments = json.dumps({"run": str(plan.run), "overrides": list(overrides), "parent": os.getpid()})
     command = [sys.executable, "-m", "towpath.sweep.worker", arguments]
-    study = open_trials(plan)
     workers: list[subprocess.Popen[bytes]] = []
     try:
         workers += [subprocess.Popen(command, env=environment) for environment in environments]
-        with progress("sweep", study.limit, start=len(study.records())) as bar:
+        with open_trials(plan) as study, progress("sweep", study.limit, start=len(study.records())) as bar:
             while any(worker.poll() is None for worker in workers):
                 _raise_if_failed(workers)
                 bar.advance(len(study.records()) - bar.done, f"{study.open_trials()} in progress")

@@ -16,9 +16,15 @@ OF_THE_MACHINE = {"throughput-falling", "memory-growing"}
 """Findings that do not depend on the settings, and differ from run to run."""
 
 
+def of_settings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings that settings may have caused: not those of the machine, nor those that hold before the first
+    update, such as an overfit reward model or answers that never end, which every trial has alike."""
+    return tuple(f for f in findings if f.code not in OF_THE_MACHINE and (f.first_step is None or f.first_step > 0))
+
+
 def critical_finding(findings: Sequence[Finding]) -> str:
     """The first critical finding with its evidence, empty if there is none."""
-    critical = [f for f in findings if f.severity == "critical" and f.code not in OF_THE_MACHINE]
+    critical = [f for f in of_settings(findings) if f.severity == "critical"]
     return f"{critical[0].code}: {critical[0].evidence}" if critical else ""
 
 

@@ -223,20 +223,22 @@ def work(plan: SweepPlan, say: Say, is_wanted: Callable[[], bool] = lambda: True
         shared = TrialJob(
             recipe, plan.run, plan.folder, inputs, judge_inputs, plan.corpus, store, plan.judge, plan.target
         )
-        worker = Worker(plan, shared, say, is_wanted)
-        worker.run()
+        with open_trials(plan) as trials:
+            Worker(plan, shared, trials, say, is_wanted).run()
 
 
 class Worker:
     """One process that works on the trials of a study."""
 
-    def __init__(self, plan: SweepPlan, shared: "TrialJob", say: Say, is_wanted: Callable[[], bool]) -> None:
+    def __init__(
+        self, plan: SweepPlan, shared: "TrialJob", trials: TrialStudy, say: Say, is_wanted: Callable[[], bool]
+    ) -> None:
         self.plan = plan
         self.shared = shared
+        self.trials = trials
         self.say = say
         self.is_wanted = is_wanted
         self.sweep = plan.recipe.sweep
-        self.trials = open_trials(plan)
 
     def run(self) -> None:
         """Trials, confirmation, verdict."""
@@ -246,12 +248,13 @@ class Worker:
         records = self.trials.records()
         mirror(self.trials.folder, records)
         numbers = verdict.finalists(records, self.sweep)
-        confirmation = open_confirmation(self.plan, numbers)
-        content = {"folder": confirmation.folder.name, "finalists": numbers}
-        replace_file(self.plan.folder / CONFIRMATION, json.dumps(content))
-        self._work_on(confirmation, "confirmation", lambda n: self._run_confirmation(confirmation, numbers, n))
-        mirror(confirmation.folder, confirmation.records())
-        write_verdict(self.plan, numbers, confirmation.records())
+        with open_confirmation(self.plan, numbers) as confirmation:
+            content = {"folder": confirmation.folder.name, "finalists": numbers}
+            replace_file(self.plan.folder / CONFIRMATION, json.dumps(content))
+            self._work_on(confirmation, "confirmation", lambda n: self._run_confirmation(confirmation, numbers, n))
+            records = confirmation.records()
+        mirror(confirmation.folder, records)
+        write_verdict(self.plan, numbers, records)
 
     def _work_on(self, study: TrialStudy, title: str, run: Callable[[int], TrialRecord]) -> None:
         with progress(title, study.limit, start=len(study.records())) as bar:

@@ -46,6 +46,13 @@ class TrialStudy:
         self._beats: dict[int, tuple[int, float]] = {}
         """Of each trial elsewhere the last counter, and when it was first read."""
 
+    def __enter__(self) -> "TrialStudy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
     # What there is
 
     def records(self) -> list[TrialRecord]:

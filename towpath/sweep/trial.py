@@ -19,7 +19,6 @@ from towpath.data.corpus import Corpus
 from towpath.errors import ModelError, RecipeError, ResourceError, TrainingError
 from towpath.evals.judges import EvaluationJudge, JudgeOutcomes
 from towpath.health.diagnosis import diagnose
-from towpath.health.history import History
 from towpath.health.monitor import stage_facts
 from towpath.reasoning import split_reasoning
 from towpath.recipe import Recipe
@@ -216,11 +215,7 @@ class TrialWatcher:
         assert self.job is not None
         steps = json.loads((self.folder / "run_info.json").read_text(encoding="utf-8"))["steps"]
         facts = stage_facts(self.job.config, self.job.name, self.job.inputs) | {"steps": steps}
-        limits = self.recipe.health.limits
-        # findings on the inputs, such as an overfit reward model, hold for every trial alike
-        of_inputs = {finding.code for finding in diagnose(History(facts=facts), limits)}
-        findings = diagnose(self.job.log.recorder.history(facts), limits)
-        return tuple(finding for finding in findings if finding.code not in of_inputs)
+        return diagnose(self.job.log.recorder.history(facts), self.recipe.health.limits)
 
     def _write_start(self, rollouts: Sequence[Rollout], metrics: Mapping[str, float]) -> None:
         """Write the SFT model's answers, with which later ones are compared."""
@@ -295,7 +290,7 @@ def _record(
     if watcher is None:
         return TrialRecord(number, settings, seed, status, reason, 0, curve, value)
     rewards = tuple(row["reward"] for row in watcher.rows if row.get("reward") is not None)
-    findings = tuple(f for f in watcher.findings if f.code not in pruning.OF_THE_MACHINE)
+    findings = pruning.of_settings(watcher.findings)
     return TrialRecord(
         number, settings, seed, status, reason, watcher.steps, curve, value, findings, watcher.judge_name,
         watcher.dollars, 0.0, rewards,
