@@ -38,9 +38,10 @@ from towpath.stages.job import Job
 from towpath.store.location import ledger_location
 from towpath.store.publish import replace_file
 from towpath.store.store import Store
-from towpath.sweep import search
 from towpath.sweep.objective import value_at
+from towpath.sweep.preparation import read_plan
 from towpath.sweep.record import read_sweep
+from towpath.sweep.run import run_sweep
 from towpath.sweep.space import with_settings
 
 STEPS = 40
@@ -176,7 +177,7 @@ def train_and_measure(run: Path, settings: Mapping[str, Any], seed: int) -> dict
     with tempfile.TemporaryDirectory() as temporary:
         exporter = Exporter(Path(temporary) / "weights")
         with Store.open(ledger_location(run, "")) as store:
-            plan = search.read_plan(recipes.load(run), run, store)
+            plan = read_plan(recipes.load(run), run, store)
             inputs = {stage.name: stage.folder for stage in plan.stages if stage.name == "sft"}
             config = PolicyConfig.from_recipe(recipe)
             job = Job(
@@ -236,7 +237,7 @@ class Results:
 def sweep_result(run: Path) -> dict[str, Any]:
     """Run or resume the sweep of a run; what it chose and what it cost."""
     recipe = recipes.load(run)
-    search.run_sweep(recipe, run, note, force=True)  # prompts are alike, and the rate is refused
+    run_sweep(recipe, run, note, force=True)  # prompts are alike, and the rate is refused
     record = read_sweep(run)
     assert record is not None and record.verdict is not None
     winner = record.winner()

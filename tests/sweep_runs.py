@@ -9,7 +9,7 @@ from command import SETTINGS
 
 from towpath import recipe
 from towpath.sweep.record import SweepRecord, read_sweep
-from towpath.sweep.search import run_sweep
+from towpath.sweep.run import run_sweep
 from towpath.sweep.trial_record import TrialRecord
 
 SPACE = '{ "policy.learning_rate" = { low = 3e-3, high = 3e-2, log = true }, "policy.epochs" = { choices = [1, 2] } }'

@@ -37,7 +37,7 @@ TORCH_FREE = {
     "recipe", "store", "data", "feedback", "evals", "health", "planning", "judges", "arena", "run", "sweep", "view",
     "web", "cli",
 }  # fmt: skip
-NEEDS_TORCH = {"towpath.run.training", "towpath.sweep.trial", "towpath.view.callback"}
+NEEDS_TORCH = {"towpath.run.training", "towpath.sweep.search", "towpath.sweep.trial", "towpath.view.callback"}
 """Modules of torch-free packages that are loaded only for training in the same process."""
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {

@@ -20,11 +20,15 @@ from towpath.records import Finding
 from towpath.rollout.stored_outputs import StartCache
 from towpath.runtime import process
 from towpath.store.study_storage import translate_storage_errors
-from towpath.sweep import processes, search, trial
+from towpath.sweep import preparation, processes, search, trial
 from towpath.sweep.apply import recipe_change
 from towpath.sweep.record import SweepRecord, as_json, read_sweep
 from towpath.sweep.study import TrialStudy
 from towpath.view.sweep_table import sweep_lines
+
+
+def silent(_line: str) -> None:
+    """Say nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,7 @@ def test_table_and_json_show_all_trials(record: SweepRecord):
 
 
 def test_finished_sweep_trains_nothing(swept: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trial, "run_trial", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(search, "run_trial", lambda *_: pytest.fail("trained again"))
     before = read_sweep(swept)
     after, lines = sweep(swept)
     assert before is not None and essence(after) == essence(before)
@@ -123,11 +127,13 @@ def test_changed_inputs_begin_a_new_study_and_say_so(swept: Path, tmp_path: Path
     plan_lines: list[str] = []
     changed = [*OVERRIDES, "sweep.target_kl=0.03"]
     settings = recipe.load(run, changed)
-    search._announce(search.prepare(settings, run, lambda line: None), lambda line: plan_lines.append(str(line)))
+    preparation.announce(preparation.prepare(settings, run, silent), lambda line: plan_lines.append(str(line)))
     assert "begins study" in plan_lines[0] and "target_kl changed" in plan_lines[0]
     now = read_sweep(run)
     assert now is not None and not now.trials
-    same = search.prepare(recipe.load(run, [*OVERRIDES, "policy.epochs=1", "sweep.trials=9"]), run, lambda line: None)
+    same = preparation.prepare(
+        recipe.load(run, [*OVERRIDES, "policy.epochs=1", "sweep.trials=9"]), run, lambda line: None
+    )
     before = read_sweep(swept)
     assert before is not None and same.study == before.study
 
@@ -285,7 +291,7 @@ def test_lock_shows_whether_the_owner_lives(tmp_path: Path):
 
 
 def test_processes_share_cores_and_have_a_gpu_each(swept: Path, monkeypatch: pytest.MonkeyPatch):
-    plan = search.prepare(
+    plan = preparation.prepare(
         recipe.load(swept, [*OVERRIDES, "sweep.processes=2", "model.device=auto"]), swept, lambda line: None
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
@@ -325,7 +331,7 @@ def test_people_cannot_judge_a_sweep(finished: Path):
 
 
 def test_no_judge_is_an_error(finished: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(search, "select_judges", lambda *_: ())
+    monkeypatch.setattr(preparation, "select_judges", lambda *_: ())
     assert "no evaluation judge" in refuse(finished).value
 
 

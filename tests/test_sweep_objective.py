@@ -101,7 +101,7 @@ def test_paired_difference_is_narrower_than_unpaired_and_shows_a_gap():
             rows.append(TrialCurve((0,), kl_VP, win_P[None], np.zeros((1, 80)), np.zeros(1)))
     paired = paired_difference(ours, others, "win_rate", 0.5, 300, 0)
     assert paired.shows and paired.interval[0] > 0
-    assert paired.interval[1] - paired.interval[0] < 0.2
+    assert paired.interval[1] - paired.interval[0] < 0.15  # of prompts that differ: unpaired it would be 0.21
     none = paired_difference(others, others, "win_rate", 0.5, 100, 0)
     assert none.difference == 0 and not none.shows
     wide = paired_difference(ours, others, "win_rate", 0.5, 300, 0, comparisons=5)

@@ -23,12 +23,13 @@ def sweep(
     """Search for hyper-parameters of the policy stage at equal KL; resumes. Each trial is judged on validation prompts,
     and the best are confirmed with new seeds."""
     from towpath import progress, recipe
-    from towpath.sweep import record, search
+    from towpath.sweep import record
+    from towpath.sweep.run import run_sweep
 
     settings = recipe.load(run, set_)
     if not show and not apply:
         progress.prepare_libraries()
-        search.run_sweep(settings, run, print_status, set_ or [], force)
+        run_sweep(settings, run, print_status, set_ or [], force)
     result = record.read_sweep(run)
     if result is None:
         from towpath.errors import RecipeError

@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from towpath.errors import RecipeError, ResourceError
 from towpath.interrupt import GRACE_SECONDS
 from towpath.progress import progress
-from towpath.sweep.search import POLL, SweepPlan, open_trials, thread_share
-
-Say = Callable[[str], None]
+from towpath.sweep.preparation import POLL, Say, SweepPlan, open_trials
 
 
 def run_processes(plan: SweepPlan, say: Say, overrides: Sequence[str]) -> None:
@@ -75,3 +73,8 @@ def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
+
+
+def thread_share(processes: int) -> int:
+    """CPU threads of one of so many processes."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)) // processes)

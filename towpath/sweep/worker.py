@@ -10,6 +10,7 @@ from towpath.errors import TowpathError
 from towpath.progress import prepare_libraries, redirect
 from towpath.store.location import ledger_location
 from towpath.store.store import Store
+from towpath.sweep.preparation import read_plan
 from towpath.terminal import print_status
 
 
@@ -18,7 +19,7 @@ def main(arguments: str) -> int:
     values = json.loads(arguments)
     prepare_libraries()
     redirect(lambda line: print_status(f"  {line}"))
-    from towpath.sweep.search import read_plan, work
+    from towpath.sweep.search import work
 
     folder = Path(values["run"])
     try:

@@ -63,7 +63,11 @@ def _cell(item: Any) -> str:
 def _note(trial: TrialRecord, sweep: Any) -> str:
     parts = [trial.reason] if trial.reason else [", ".join(trial.codes)]
     parts.append(breaks(trial, sweep))
-    text = "; ".join(part for part in parts if part)
+    return shorten("; ".join(part for part in parts if part))
+
+
+def shorten(text: str) -> str:
+    """A note that fits into a table; the whole of it is in the trial's result.json."""
     return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"
 
 
@@ -84,7 +88,8 @@ def _verdict_lines(record: SweepRecord) -> list[str]:
     assert verdict is not None
     lines = []
     if verdict.trials:
-        head = ["confirmed", "mean", *(f"seed {i + 1}" for i in range(verdict.seeds)), "to the recipe's own", "note"]
+        seeds = sorted({trial.seed for trial in record.confirmations}) or range(verdict.seeds)
+        head = ["confirmed", "mean", *(f"seed {seed}" for seed in seeds), "to the recipe's own", "note"]
         lines += [*_table(head, [_confirmed(trial, verdict.seeds) for trial in verdict.trials]), ""]
     lines.append(verdict.text)
     winner = record.winner()
