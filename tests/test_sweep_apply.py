@@ -112,7 +112,7 @@ def test_winner_is_named_where_a_difference_is_shown():
 
 
 def test_no_difference_shown_is_an_answer():
-    luckier = [trial(4, 0.62, seed=seed) for seed in (51, 52)]
+    luckier = [trial(4, 0.62, seed=seed) for seed in (71, 72)]
     verdict = judge({0: runs(0, 0.6), 4: luckier})
     low, high = verdict.trials[1].interval
     assert low < 0 < high and verdict.trials[1].difference > 0
