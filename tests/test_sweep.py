@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from command import start, towpath
 from sweep_runs import OPTIONS, OVERRIDES, SHORT, copy_run, essence, first_trials, sweep
+from watched_run import serving_run
 
 from benchmarks.postgres import new_database
 from towpath import recipe
@@ -19,11 +21,14 @@ from towpath.evals.judges import JudgeOutcomes, PairOutcome
 from towpath.records import Finding
 from towpath.rollout.stored_outputs import StartCache
 from towpath.runtime import process
+from towpath.store.store import Store
 from towpath.store.study_storage import translate_storage_errors
 from towpath.sweep import preparation, processes, search, trial
 from towpath.sweep.apply import recipe_change
 from towpath.sweep.record import SweepRecord, as_json, read_sweep
 from towpath.sweep.study import TrialStudy
+from towpath.view.report import report
+from towpath.view.report.sweep import sweep_section
 from towpath.view.sweep_table import sweep_lines
 
 
@@ -105,6 +110,23 @@ def test_table_and_json_show_all_trials(record: SweepRecord):
     content = json.loads(json.dumps(as_json(record)))
     assert len(content["trials"]) == 3 and content["verdict"]["text"] == record.verdict.text
     assert content["trials"][1]["curve"][0]["step"] == 1
+
+
+def test_report_and_monitor_show_the_sweep(swept: Path, record: SweepRecord):
+    section = sweep_section(swept)
+    assert len(section["trials"]) == 3 and section["trials"][0]["name"]
+    assert record.verdict is not None and section["verdict"] == record.verdict.text
+    assert "data-chart" in section["chart"] and not section["running"]
+    page = report.write(swept, [], "swept").read_text()
+    assert 'id="sweep"' in page and record.verdict.outcome.partition(" ")[0] in page
+    with (
+        Store.open(swept / "towpath.db") as store,
+        serving_run(swept, store) as (url, auth),
+        httpx.Client(base_url=url, headers={"origin": url}) as owner,
+    ):
+        owner.get(f"/enter?token={auth.link_token()}")
+        response = owner.get("/monitor/sweep")
+    assert response.status_code == 200 and "0 (recipe)" in response.text
 
 
 def test_finished_sweep_trains_nothing(swept: Path, monkeypatch: pytest.MonkeyPatch):

@@ -42,7 +42,7 @@ def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name:
         "tiles": tiles(summary),
         "gates": tables.gates(run, verdicts),
         "frontier": frontier.draw(evaluation, gate["evaluate"]),
-        "sweep": sweep_section(run),
+        "sweep": sweep_section(run.folder),
         "policy": policy_charts(run),
         "sft": sft_charts(run),
         "reward": reward_charts(run),

@@ -1,12 +1,13 @@
-"""The sweep in the report: win rate against KL of all trials, importance of the keys, trials with findings, verdict."""
+"""The sweep in report and monitor: win rate against KL of all trials, importance, trials with findings, verdict."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from towpath.run.record import RunRecord
+from towpath.recipe import Sweep
 from towpath.sweep.record import SweepRecord, read_sweep
 from towpath.sweep.trial_record import TrialRecord
 from towpath.sweep.verdict import breaks
@@ -19,11 +20,12 @@ MAX_KL = 4.0
 """Times the target KL that the chart shows: trials far beyond it would flatten the rest."""
 
 
-def sweep_section(run: RunRecord) -> dict[str, Any]:
-    """The section's content; empty without a sweep."""
-    record = read_sweep(run.folder)
+def sweep_section(folder: Path) -> dict[str, Any]:
+    """The content of the section for a run's folder; empty without a sweep."""
+    record = read_sweep(folder)
     if record is None or not record.trials:
         return {}
+    sweep = Sweep.model_validate(record.settings)
     verdict = record.verdict
     own = record.trials[0].settings
     winner = record.winner()
@@ -34,12 +36,17 @@ def sweep_section(run: RunRecord) -> dict[str, Any]:
         ),
         "verdict": verdict.text if verdict else "",
         "outcome": verdict.outcome if verdict else "",
+        "running": [
+            f"trial {trial.number}: {trial.validations} validations, "
+            + ", ".join(f"{key.removeprefix('policy.')} {_cell(item)}" for key, item in trial.settings.items())
+            for trial in record.open_trials
+        ],
         "chart": cloud(record),
         "importance": [
             {"name": key, "bar": bar(share), "value": percent(share)} for key, share in record.importance().items()
         ],
         "keys": [key.removeprefix("policy.") for key in record.space],
-        "trials": [_row(record, trial, run.recipe.sweep) for trial in record.ranking()],
+        "trials": [_row(record, trial, sweep) for trial in record.ranking()],
         "confirmed": [_confirmed(trial) for trial in (verdict.trials if verdict else ())],
         "winner": [
             {"key": key, "before": _cell(own.get(key)), "after": _cell(item)}
@@ -86,7 +93,7 @@ def _points(trials: Sequence[TrialRecord], end: float) -> list[tuple[float, floa
     return [point for point in points if math.isfinite(point[0]) and point[0] <= end]
 
 
-def _row(record: SweepRecord, trial: TrialRecord, sweep: Any) -> dict[str, Any]:
+def _row(record: SweepRecord, trial: TrialRecord, sweep: Sweep) -> dict[str, Any]:
     value = trial.value
     failed = trial.status == "failed"
     notes = [trial.reason or ", ".join(trial.codes), breaks(trial, sweep)]
