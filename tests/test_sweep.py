@@ -144,6 +144,24 @@ def test_show_runs_nothing_and_needs_a_sweep(swept: Path, finished: Path):
     assert missing.returncode == 1 and "no sweep" in missing.stderr
 
 
+def test_apply_on_the_command_line(swept: Path, tmp_path: Path):
+    run = copy_run(swept, tmp_path / "run")
+    path = next(run.glob("sweep/*/verdict.json"))
+    before = (run / "recipe.toml").read_text()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"winner": None, "text": "no difference shown"}))
+    refused = towpath("sweep", run, "--apply")
+    assert refused.returncode == 1 and "no difference shown" in refused.stderr
+    assert (run / "recipe.toml").read_text() == before
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"winner": 1}))
+    done = towpath("sweep", run, "--apply")
+    assert done.returncode == 0 and "+learning_rate = 0.02" in done.stdout
+    result = read_sweep(run)
+    assert result is not None
+    assert recipe.load(run).policy.learning_rate == result.trials[1].settings["policy.learning_rate"]
+    again = towpath("sweep", run, "--apply")
+    assert again.returncode == 0 and "already" in again.stderr
+
+
 def test_changed_inputs_begin_a_new_study_and_say_so(swept: Path, tmp_path: Path):
     run = copy_run(swept, tmp_path / "run")
     plan_lines: list[str] = []

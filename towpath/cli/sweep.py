@@ -2,12 +2,16 @@
 
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from towpath.cli.options import Force, Json, Run, Set
 from towpath.terminal import print_output, print_status
+
+if TYPE_CHECKING:
+    from towpath.sweep.record import SweepRecord
 
 
 def sweep(
@@ -46,12 +50,10 @@ def sweep(
     print_output("\n".join(sweep_lines(result, settings.sweep)))
 
 
-def _apply(run: "Run", result: object) -> None:
+def _apply(run: Path, result: "SweepRecord") -> None:
     """Show the change, ask on a terminal, write."""
     from towpath.sweep.apply import recipe_change, write_change
-    from towpath.sweep.record import SweepRecord
 
-    assert isinstance(result, SweepRecord)
     change = recipe_change(run, result)
     if not change.diff:
         print_status("recipe.toml has the winner's settings already")
