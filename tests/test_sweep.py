@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -25,11 +26,15 @@ from towpath.store.store import Store
 from towpath.store.study_storage import translate_storage_errors
 from towpath.sweep import preparation, processes, search, trial
 from towpath.sweep.apply import recipe_change
+from towpath.sweep.objective import TrialValue
 from towpath.sweep.record import SweepRecord, as_json, read_sweep
 from towpath.sweep.study import TrialStudy
+from towpath.sweep.trial_record import TrialRecord, empty_curve
 from towpath.view.report import report
 from towpath.view.report.sweep import sweep_section
 from towpath.view.sweep_table import sweep_lines
+
+VALUE = (0.6, (0.5, 0.7), 0.5, True, 0.6, 0.0)
 
 
 def silent(_line: str) -> None:
@@ -328,6 +333,17 @@ def test_lock_shows_whether_the_owner_lives(tmp_path: Path):
         again = other.claim()
         assert not isinstance(again, str) and again.number == 0
         again.release()
+
+
+def test_trial_that_another_machine_has_ended_stays(tmp_path: Path):
+    with TrialStudy(tmp_path / "study.db", "s", tmp_path / "trials", 1, 60) as study:
+        claim = study.claim()
+        assert not isinstance(claim, str)
+        ended = TrialRecord(0, {"policy.kl.coef": 0.1}, 0, "complete", "", 3, empty_curve(), TrialValue(*VALUE))
+        study.finish(ended)
+        study.finish(replace(ended, steps=5))
+        claim.release()
+        assert [record.steps for record in study.records()] == [3] and study.claim() == "done"
 
 
 def test_processes_share_cores_and_have_a_gpu_each(swept: Path, monkeypatch: pytest.MonkeyPatch):

@@ -131,12 +131,13 @@ class TrialStudy:
 
     def finish(self, record: TrialRecord) -> None:
         """Store the result of a trial; a trial that another machine has ended stays as it is."""
-        self.set_attribute(record.number, "result", json.dumps(to_row(record)))
         states = self.optuna.trial.TrialState
         state = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[record.status]
         value = record.value.value if record.status == "complete" else None
-        with translate_storage_errors(self.optuna), suppress(self.optuna.exceptions.UpdateFinishedTrialError):
-            self.study.tell(record.number, value, state, skip_if_finished=True)
+        with suppress(RuntimeError):  # Optuna's error for a trial that has ended is one
+            self.set_attribute(record.number, "result", json.dumps(to_row(record)))
+            with translate_storage_errors(self.optuna):
+                self.study.tell(record.number, value, state, skip_if_finished=True)
 
     def _trials(self) -> list[Any]:
         with translate_storage_errors(self.optuna):
