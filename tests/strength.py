@@ -39,6 +39,77 @@ S = "towpath/store/"
 W = "towpath/web/"
 
 BREAKAGES = [
+    # sweep
+    Breakage(
+        "first passage of the target KL counts",
+        "towpath/sweep/objective.py",
+        "for i in range(len(kl) - 1, 0, -1):",
+        "for i in range(1, len(kl)):",
+        "tests/test_sweep_objective.py",
+    ),
+    Breakage(
+        "best validation of a trial that does not reach the target",
+        "towpath/sweep/objective.py",
+        "    return float(y[-1]), reached",
+        "    return float(y.max()), reached",
+        "tests/test_sweep_objective.py",
+    ),
+    Breakage(
+        "difference of settings on different prompts",
+        "towpath/sweep/objective.py",
+        "total -= _value(_take(others[s], index)",
+        "total -= _value(_take(others[s], draws.integers(0, prompts, prompts))",
+        "tests/test_sweep_objective.py",
+    ),
+    Breakage(
+        "findings on the inputs end a trial",
+        "towpath/sweep/pruning.py",
+        " and (f.first_step is None or f.first_step > 0)",
+        "",
+        "tests/test_sweep_objective.py",
+    ),
+    Breakage(
+        "halving compares at the target KL",
+        "towpath/sweep/pruning.py",
+        "level = min(float(curve.kl_V.max()), target)",
+        "level = max(float(curve.kl_V.max()), target)",
+        "tests/test_sweep_objective.py",
+    ),
+    Breakage(
+        "one seed for all draws of TPE",
+        "towpath/sweep/sampler.py",
+        'generator(seed, "sweep/tpe", number)',
+        'generator(seed, "sweep/tpe")',
+        "tests/test_sweep_sampler.py",
+    ),
+    Breakage(
+        "winner without a shown difference",
+        "towpath/sweep/verdict.py",
+        "    if low > 0:",
+        "    if high > 0:",
+        "tests/test_sweep_apply.py",
+    ),
+    Breakage(
+        "confirmation with a seed of the trials",
+        "towpath/sweep/preparation.py",
+        "plan.recipe.seed + 1 + round_number",
+        "plan.recipe.seed + round_number",
+        "tests/test_sweep.py -k confirmation",
+    ),
+    Breakage(
+        "owner elsewhere is never dead",
+        "towpath/sweep/study.py",
+        "if time.monotonic() - since < self.patience:",
+        "if True:",
+        "tests/test_sweep.py -k dead_machine",
+    ),
+    Breakage(
+        "comments of a recipe are lost",
+        "towpath/sweep/apply.py",
+        "assignment[4], count=1)",
+        "assignment[4].partition('#')[0], count=1)",
+        "tests/test_sweep_apply.py",
+    ),
     # workers
     Breakage(
         "gradients of other workers are left out",

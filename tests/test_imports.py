@@ -24,6 +24,7 @@ ORDER = [
     {"judges"},
     {"stages"},
     {"run"},
+    {"sweep"},
     {"view"},
     {"web"},
     {"cli"},
@@ -33,10 +34,10 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "terminal", "records", "metrics", "progress", "interrupt", "network", "hashing", "reasoning",
-    "recipe", "store", "data", "feedback", "evals", "health", "planning", "judges", "arena", "run", "view", "web",
-    "cli",
+    "recipe", "store", "data", "feedback", "evals", "health", "planning", "judges", "arena", "run", "sweep", "view",
+    "web", "cli",
 }  # fmt: skip
-NEEDS_TORCH = {"towpath.run.training", "towpath.view.callback"}
+NEEDS_TORCH = {"towpath.run.training", "towpath.sweep.search", "towpath.sweep.trial", "towpath.view.callback"}
 """Modules of torch-free packages that are loaded only for training in the same process."""
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {

@@ -586,6 +586,7 @@ PAGES = (
     "/monitor/compare",
     "/monitor/compare/curves?stage=policy&names=reward",
     "/monitor/compare/frontier",
+    "/monitor/sweep",
     "/monitor/events?stage=policy",
 )
 

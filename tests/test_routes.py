@@ -93,6 +93,7 @@ ACCESS = {
     "GET /monitor/plan": VIEWERS,
     "GET /monitor/compare/curves": VIEWERS,
     "GET /monitor/compare/frontier": VIEWERS,
+    "GET /monitor/sweep": VIEWERS,
 }
 """The roles with access to a route, by method and path."""
 

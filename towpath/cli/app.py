@@ -16,6 +16,7 @@ from towpath.cli.label import label_app
 from towpath.cli.options import Force, Json, Run, Set, is_task, load_as_task
 from towpath.cli.people import people_app
 from towpath.cli.plan import plan
+from towpath.cli.sweep import sweep
 from towpath.terminal import print_output, print_status
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.add_typer(label_app, name="label")
 app.add_typer(arena_app, name="arena")
 app.add_typer(people_app, name="people")
 app.add_typer(engine_app, name="engine")
+app.command(epilog="Example: towpath sweep my-run --set sweep.trials=30")(sweep)
 
 
 def _version(wanted: bool) -> None:
@@ -86,9 +88,11 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     from towpath.progress import prepare_libraries, progress
     from towpath.run import loading, pipeline, preflight
     from towpath.run.cluster_checks import connected
+    from towpath.sweep.space import parse_space
 
     prepare_libraries()
     settings = load_as_task(run, set_)
+    parse_space(settings)
     with progress("check"), connected(settings, run):
         findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
     print_output(

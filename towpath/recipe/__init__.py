@@ -12,6 +12,7 @@ from towpath.recipe.recipe import Ledger, Recipe, explain, load
 from towpath.recipe.reward import Reward
 from towpath.recipe.rewards import Rewards, Source
 from towpath.recipe.sft import Sft
+from towpath.recipe.sweep import Sweep
 
 __all__ = [
     "ALGORITHM_DEFAULTS",
@@ -39,6 +40,7 @@ __all__ = [
     "Rewards",
     "Sft",
     "Source",
+    "Sweep",
     "Track",
     "explain",
     "load",

@@ -20,6 +20,7 @@ from towpath.recipe.preferences import Judge, LabelBudget, Preferences
 from towpath.recipe.reader import Section, check, keys, override, read_toml, value
 from towpath.recipe.reward import Reward
 from towpath.recipe.sft import Sft
+from towpath.recipe.sweep import Sweep
 
 
 class Ledger(Section):
@@ -53,6 +54,7 @@ class Recipe(Section):
     gates: Gates = value(Gates(), "gates between stages")
     health: Health = value(Health(), "health monitor")
     track: Track = value(Track(), "experiment trackers")
+    sweep: Sweep = value(Sweep(), "search for hyper-parameters of the policy stage")
 
     @model_validator(mode="before")
     @classmethod

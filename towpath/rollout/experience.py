@@ -29,6 +29,7 @@ from towpath.rollout.sample_ahead import SampledAhead
 from towpath.rollout.sample_log import SampleLog
 from towpath.rollout.scoring import RewardSources, rewards_at, score_columns, shape_rewards
 from towpath.rollout.statistics import rollout_metrics, sum_tokens
+from towpath.rollout.stored_outputs import StartCache, pack_outputs, unpack_outputs
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import Runtime
 from towpath.store.publish import fault_point
@@ -92,6 +93,7 @@ class Experience:
         corpus: Corpus,
         sources: RewardSources,
         log: SampleLog,
+        start_cache: StartCache | None = None,
     ) -> None:
         self.config = config
         self.policy = config.policy
@@ -100,6 +102,7 @@ class Experience:
         self.chat = chat
         self.sources = sources
         self.log = log
+        self.start_cache = start_cache if config.starts_at_reference and not config.policy.staleness else None
         order = sorted(corpus.train, key=lambda p: hash_uniform(config.seed, "policy/validation", p.id))
         self.validation_prompts = order[: self.policy.validation_prompts]
         self.prompts = order[self.policy.validation_prompts :]
@@ -161,10 +164,11 @@ class Experience:
         saved = self._pending.newest("rollout")
         ahead = self._ahead if self._ahead and self._ahead.step == step else None
         if saved and saved[0] == step:  # by a run that was interrupted
-            outputs = _unpack(saved[1], self.chat.stops)
+            outputs = unpack_outputs(saved[1], self.chat.stops)
         else:
-            outputs = ahead.outputs() if ahead else self._generate("policy", draws, self._stream(step), temperature)
-            self._pending.save(step, _pack(outputs), {}, prefix="rollout", keep=1)
+            requests = self._requests(draws, self._stream(step), temperature)
+            outputs = ahead.outputs() if ahead else self._policy_outputs(step == 0, requests, "rollout")
+            self._pending.save(step, pack_outputs(outputs), {}, prefix="rollout", keep=1)
             fault_point("rollout")
         seconds = (ahead.seconds if ahead else 0.0) or time.monotonic() - started
         if self.policy.staleness:
@@ -178,6 +182,17 @@ class Experience:
     def _generate(self, role: str, draws: Sequence[Draw], stream: str, temperature: float) -> list[SampleOutput]:
         self._publish(role)
         return generate(self.engine, self._requests(draws, stream, temperature), "rollout")
+
+    def _policy_outputs(self, is_untrained: bool, requests: Sequence[SampleRequest], title: str) -> list[SampleOutput]:
+        """The policy's completions; those before its first update may be in the cache of a sweep."""
+
+        def sample() -> list[SampleOutput]:
+            self._publish("policy")
+            return generate(self.engine, requests, title)
+
+        if is_untrained and self.start_cache:
+            return self.start_cache.outputs(requests, self.chat.stops, sample)
+        return sample()
 
     def _publish(self, role: str) -> None:
         """Give the engine the role's weights, once it samples nothing by those that it has."""
@@ -204,13 +219,13 @@ class Experience:
         elif self._ahead is not None and self._ahead.step == step:
             outputs = self._ahead.outputs()
         if outputs is not None:
-            save_file(_pack(outputs), folder / CARRIED)
+            save_file(pack_outputs(outputs), folder / CARRIED)
 
     def read_carried(self, step: int, folder: Path) -> None:
         """Take from a checkpoint what `write_carried` added."""
         path = folder / CARRIED
         if path.is_file() and self.policy.staleness:
-            self._ahead = SampledAhead(step, _unpack(load_file(path), self.chat.stops))
+            self._ahead = SampledAhead(step, unpack_outputs(load_file(path), self.chat.stops))
 
     def discard_carried(self) -> None:
         """Forget rollouts of weights that a remedy has replaced."""
@@ -339,11 +354,10 @@ class Experience:
         temperature = self.policy.temperature
         draws = [(p, "0") for p in self.validation_prompts]
         probes = [(p, "0") for p in self.log.probes]
-        self._publish("policy")
         requests = self._requests(draws, "validation", temperature)
         requests += self._requests(probes, "probes", temperature, PROBE_TOKENS)
         # one call: validation prompts and probes share batches
-        outputs = generate(self.engine, requests, "validation answers")
+        outputs = self._policy_outputs(step == -1, requests, "validation answers")
         rollouts = self._rollouts(draws, outputs[: len(draws)])
         batch = self.compute_rewards(rollouts, self.compute_logprobs(rollouts, temperature), {})
         unscored = self._unscored_share(batch)
@@ -409,24 +423,3 @@ def _without_unscored(batch: Batch, rollouts: Sequence[Rollout]) -> tuple[Batch,
     scored = batch.take(index)
     handles = {name: handle for name, handle in scored.handles.items() if name != "features"}
     return replace(scored, handles=handles), [rollouts[i] for i in index]
-
-
-def _pack(outputs: Sequence[SampleOutput]) -> dict[str, Tensor]:
-    """Completions as tensors of a checkpoint."""
-    return {
-        "lengths": torch.tensor([len(o.token_ids) for o in outputs]),
-        "tokens": torch.tensor([t for o in outputs for t in o.token_ids]),
-        "logprobs": torch.tensor([x for o in outputs for x in o.logprobs], dtype=torch.float64),
-    }
-
-
-def _unpack(tensors: dict[str, Tensor], stops: Sequence[int]) -> list[SampleOutput]:
-    outputs = []
-    begin = 0
-    for length in tensors["lengths"].tolist():
-        end = begin + length
-        tokens = tensors["tokens"][begin:end].tolist()
-        finish = "stop" if tokens[-1] in stops else "length"
-        outputs.append(SampleOutput(tokens, tensors["logprobs"][begin:end].tolist(), finish))
-        begin = end
-    return outputs

@@ -1,7 +1,7 @@
 """samples.jsonl of a stage: the answers to validation prompts and safety probes, for people to read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from towpath.store import jsonl
 from towpath.store.publish import replace_file
 
 Numbers = dict[str, float]
+OnAnswers = Callable[[int, Sequence[Rollout], Batch], None]
+"""Called with the step, the answers to validation prompts and their batch."""
 
 
 class SampleLog:
     """One row a prompt and validation step; step -1 is where training began."""
 
-    def __init__(self, path: Path, probes: Sequence[Prompt] = ()) -> None:
+    def __init__(self, path: Path, probes: Sequence[Prompt] = (), on_answers: OnAnswers | None = None) -> None:
         self.path = path
         self.probes = probes
+        self.on_answers = on_answers
         rows = [row for row in jsonl.read(path) if "step" in row and "prompt_id" in row]
         self._rows: dict[tuple[int, str], dict[str, Any]] = {(row["step"], row["prompt_id"]): row for row in rows}
 
@@ -33,6 +36,8 @@ class SampleLog:
             for i in range(len(rollouts))
         ]
         self._write([_row(step, r) | score for r, score in zip(rollouts, scores, strict=True)])
+        if self.on_answers:
+            self.on_answers(step, rollouts, batch)
 
     def write_probes(self, step: int, rollouts: Sequence[Rollout]) -> Numbers:
         """Write the answers to the safety probes; shares declined of harmful and of harmless ones."""

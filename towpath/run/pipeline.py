@@ -88,8 +88,8 @@ class Pipeline:
         self.stages = plan_stages(recipe, folder, self.corpus, store)
         self.findings: list[Finding] = []
 
-    def run(self, only: str, redo: Sequence[str]) -> list[Verdict]:
-        """Run the stages that are not done."""
+    def run(self, only: str, redo: Sequence[str], before: str = "") -> list[Verdict]:
+        """Run the stages that are not done; with `before` those ahead of the first stage of that kind."""
         for name in (only, *redo):
             self._require_stage(name)
         again = [(stage.name, stage.folder) for stage in self.stages if {stage.name, stage.kind} & set(redo)]
@@ -104,6 +104,8 @@ class Pipeline:
         exempt_imports_from_gc()
         try:
             for number in range(len(self.stages)):
+                if before and self.stages[number].kind == before:
+                    break
                 if not only or self._is_next(only, number):
                     self._advance(number)
         except Waiting as waiting:

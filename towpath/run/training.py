@@ -267,7 +267,13 @@ def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pa
     model_folder = Path(base.find(recipe.model.source, run)).resolve()
     prompts = [p.text for p in corpus.prompts]
     texts = [(transcript(prompt), better, worse) for prompt, better, worse in pairs]
-    call = [FORMAT, recipe.model_dump(mode="json", exclude={"track", "cluster"}), prompts, texts, str(model_folder)]
+    call = [
+        FORMAT,
+        recipe.model_dump(mode="json", exclude={"track", "cluster", "sweep"}),
+        prompts,
+        texts,
+        str(model_folder),
+    ]
     run.mkdir(parents=True, exist_ok=True)
     call += [content.fetch(recipe.model.source, run), content.template(recipe.model.template)]
     call += [corpus.columns] if corpus.columns else []

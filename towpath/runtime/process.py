@@ -82,6 +82,11 @@ def describe_gpu() -> str | None:
     return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
+def gpu_count() -> int:
+    """GPUs that torch finds."""
+    return torch.cuda.device_count()
+
+
 def gpu_capacity() -> int:
     """Bytes that the GPU has."""
     return torch.cuda.mem_get_info()[1]

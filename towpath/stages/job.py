@@ -40,6 +40,10 @@ class Job(Generic[C]):
     findings: list[Finding] = field(default_factory=list)
     callbacks: Sequence[Any] = ()
     """Objects whose methods `on_step` and `on_validation` the training loop calls with step and metrics."""
+    on_answers: Callable[..., None] | None = None
+    """Called with step, answers and batch of every validation of a policy stage."""
+    start_cache: Path | None = None
+    """Folder of completions of untrained weights, which the trials of a sweep share."""
     launcher: Callable[..., Runtime] = launch
     """Makes the runtime: `towpath.runtime.launch.launch`, or another with its parameters."""
 

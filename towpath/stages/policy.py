@@ -23,6 +23,7 @@ from towpath.rollout.experience import Experience, ExperienceConfig
 from towpath.rollout.generate import load_engine
 from towpath.rollout.sample_log import SampleLog, select_probes
 from towpath.rollout.scoring import RewardSources
+from towpath.rollout.stored_outputs import StartCache
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.runtime.launch import launch_classifier
 from towpath.stages import reward_scorer
@@ -230,8 +231,10 @@ def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleS
     engine = load_engine(
         runtime, config.engine, job.chat, job.folder, config.data.max_prompt_tokens + cfg.max_new_tokens
     )
-    log = SampleLog(job.folder / "samples.jsonl", select_probes(job.corpus.safety, config.health.probes, config.seed))
-    return Experience(experience_config, runtime, engine, job.chat, job.corpus, sources, log)
+    probes = select_probes(job.corpus.safety, config.health.probes, config.seed)
+    log = SampleLog(job.folder / "samples.jsonl", probes, job.on_answers)
+    cache = StartCache(job.start_cache, f"{cfg.method} {cfg.lora}") if job.start_cache else None
+    return Experience(experience_config, runtime, engine, job.chat, job.corpus, sources, log, cache)
 
 
 def _warn_without_best_step(job: Job[PolicyConfig], best_step: int) -> None:

@@ -18,16 +18,19 @@ def ledger_location(run: Path, url: str) -> Path | str:
 
 def configured_location(run: Path, url: str) -> Path | str:
     """Return the ledger's location without checking that it exists."""
-    if not url:
-        return run / "towpath.db"
+    return database_url(url, "store.url") if url else run / "towpath.db"
+
+
+def database_url(url: str, key: str) -> str:
+    """Return the database URL that a recipe key holds or refers to; a password in the recipe is refused."""
     if url.partition(":")[0] not in ("env", "file") and _has_password(url):
-        fix = "store.url = 'env:NAME' or 'file:PATH' with the whole URL there, or a ~/.pgpass file"
+        fix = f"{key} = 'env:NAME' or 'file:PATH' with the whole URL there, or a ~/.pgpass file"
         raise RecipeError(
-            "store.url holds a password",
+            f"{key} holds a password",
             "a recipe is copied into reports and manifests, so it must reference a password, not contain it",
             fix,
         )
-    return secret(url, "store.url")
+    return secret(url, key)
 
 
 def _has_password(url: str) -> bool:

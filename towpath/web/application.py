@@ -17,6 +17,7 @@ from towpath.web import (
     monitor_compare,
     monitor_plan,
     monitor_samples,
+    monitor_sweep,
     rater_reports,
     rating,
     review,
@@ -37,7 +38,8 @@ def application(store: Store, auth: Authenticator, names: Iterable[str], address
     app.state.decision_check = arena.DecisionCheck()
     app.state.streams = OpenStreams()
     app.state.rater_reports = rater_reports.RaterReportCache()
-    for part in (login, account, admin, review, arena, monitor, monitor_samples, monitor_compare, monitor_plan):
+    monitor_parts = (monitor, monitor_samples, monitor_compare, monitor_plan, monitor_sweep)
+    for part in (login, account, admin, review, arena, *monitor_parts):
         app.include_router(part.router)
     app.include_router(rating.router, dependencies=[Depends(arena.close_decided_arenas)])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -15,6 +15,7 @@ from towpath.run.record import STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.format import MINUS, duration, moment, number, percent, percents, size
 from towpath.view.report import extra_evals, frontier, tables
+from towpath.view.report.sweep import sweep_section
 from towpath.view.report.training_charts import policy_charts, reward_charts, sft_charts
 
 Page = dict[str, Any]
@@ -43,6 +44,7 @@ def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name:
         "tiles": tiles(summary),
         "gates": tables.gates(run, verdicts),
         "frontier": frontier.draw(evaluation, gate["evaluate"]),
+        "sweep": sweep_section(run.folder),
         "policy": policy_charts(run),
         "sft": sft_charts(run),
         "reward": reward_charts(run),
