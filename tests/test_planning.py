@@ -360,7 +360,7 @@ def test_the_rest_is_estimated_by_what_was_measured(tmp_path) -> None:
     assert sft.ratio == 1.6 and sft.left == 0
     assert policy.left == pytest.approx(progress.factor * 600)
     assert sample.left == pytest.approx(progress.factor * 400, abs=2)
-    assert progress_line(progress).startswith("time: 2.7 min so far, about 25 min left; 10 min were planned")
+    assert progress_line(progress).startswith("time: 2.7 min until now, about 25 min left; 10 min were planned")
     (tmp_path / "plan.json").write_text("{")
     assert read_progress(tmp_path) is None
 

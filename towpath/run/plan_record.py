@@ -196,10 +196,10 @@ def _recorded(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def progress_line(progress: RunProgress) -> str:
-    """`time: 5.1 min so far, about 3.2 min left; 8.2 min were planned`."""
+    """`time: 5.1 min until now, about 3.2 min left; 8.2 min were planned`."""
     if not progress.left:
         return f"time: {span(progress.actual)} in all; {span(progress.planned)} were planned"
-    before = f"{span(progress.actual)} so far, " if progress.actual else ""
+    before = f"{span(progress.actual)} until now, " if progress.actual else ""
     return f"time: {before}about {span(progress.left)} left; {span(progress.planned)} were planned"
 
 
