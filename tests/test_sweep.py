@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from command import start, towpath
+from conftest import serious
 from sweep_runs import OPTIONS, OVERRIDES, SHORT, copy_run, essence, first_trials, sweep
 from watched_run import serving_run
 
@@ -132,6 +133,19 @@ def test_report_and_monitor_show_the_sweep(swept: Path, record: SweepRecord):
         owner.get(f"/enter?token={auth.link_token()}")
         response = owner.get("/monitor/sweep")
     assert response.status_code == 200 and "0 (recipe)" in response.text
+
+
+def test_page_of_the_sweep_is_accessible_and_fits_a_phone(swept: Path, browser, axe):
+    with Store.open(swept / "towpath.db") as store, serving_run(swept, store) as (url, auth):
+        for scheme, width in (("light", 1280), ("dark", 375)):
+            context = browser.new_context(base_url=url, color_scheme=scheme, viewport={"width": width, "height": 800})
+            page = context.new_page()
+            page.goto(f"/enter?token={auth.link_token()}")
+            page.goto("/monitor/sweep")
+            assert page.get_by_role("heading", name="Trials").is_visible()
+            assert not serious(page, axe)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            context.close()
 
 
 def test_finished_sweep_trains_nothing(swept: Path, monkeypatch: pytest.MonkeyPatch):

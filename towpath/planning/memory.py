@@ -18,7 +18,7 @@ from towpath.planning.sizes import (
     stage_parameters,
 )
 from towpath.planning.speed import ROWS_AT_ONCE, Measurement
-from towpath.planning.work import Counts
+from towpath.planning.work import Counts, answer_length
 from towpath.recipe import Recipe
 
 PROCESS = 450e6
@@ -117,7 +117,9 @@ def stage_memories(
             prompt = counts.prompt_tokens if counts else recipe.data.max_prompt_tokens
             rows = min(rows_at_once, _sampled_rows(recipe, stage, counts))
             width = number_bytes or (GPU_BYTES[0] if device.on_gpu else BYTES)
-            memory = replace(memory, cache=cache_bytes(shape, rows, prompt + longest, width))
+            # rows leave as they end: most are there when the mean answer ends
+            answer = answer_length(counts, longest) if counts else longest
+            memory = replace(memory, cache=cache_bytes(shape, rows, prompt + answer, width))
             memory = replace(memory, head=max(memory.head, rows * shape.vocabulary * SAMPLED_LOGITS))
         memories[stage] = memory
     return memories

@@ -72,7 +72,7 @@ def cloud(record: SweepRecord) -> Markup:
         "ended early": [t for t in record.trials if t is not own and t.status != "complete"],
     }
     name = "winner" if record.winner() else "best trial"
-    series = [Series("best of n, perfect judge", best_of_n_curve(end), "dashed", 2)]
+    series = [Series("best of n, perfect judge", best_of_n_curve(end), "line", 2)]
     series += [
         Series(title, _points(trials, end), "dots", i)
         for (title, trials), i in zip(groups.items(), (1, 7, 3), strict=True)
