@@ -40,12 +40,12 @@ SAMPLED = 400
 ROWS = 8, 128
 TOKENS = 4, 12
 """Rows, and new tokens of each, of which sampling is timed: few and many."""
-MOST_SAMPLED = 8192
+MOST_SAMPLED = 6144
 """Tokens of the prompts of many rows."""
 BATCHES = 4
 """Batches that are timed, after one that is not; each has other rows, as those of a run have."""
 MOST_ROWS = 64
-MOST_TOKENS = 4096
+MOST_TOKENS = 2048
 """Of such a batch."""
 
 
@@ -119,7 +119,7 @@ def measure(
     timed.finish()
     speed = Speed(step, row, prompt, score, train, optimizer, load, ROWS_AT_ONCE * timed.workers)
     counts = count_tokens(recipe, corpus, texts)
-    tokens = _mean(texts.prompts) + _mean(texts.answers) + max(TOKENS)
+    tokens = _mean(texts.prompts) + max(TOKENS)
     return Measurement(counts, speed, timed.peaks, timed.many, tokens, timed.number_bytes)
 
 
@@ -133,7 +133,7 @@ class _Timed:
         self.folder = base.find(recipe.model.source, run)
         self.draw = np.random.default_rng(0)
         self.workers = 1
-        self.many = max(2 * ROWS[0], min(ROWS[1], round(MOST_SAMPLED / _mean(texts.prompts))))
+        self.many = max(4 * ROWS[0], min(ROWS[1], round(MOST_SAMPLED / _mean(texts.prompts))))
         self.number_bytes = 4
         self.peaks: dict[str, int] = {}
         self._say = say
@@ -191,7 +191,7 @@ class _Timed:
     def engine(self, runtime: Runtime, role: str) -> Iterator[Engine]:
         """The recipe's engine with the weights of a role."""
         with tempfile.TemporaryDirectory() as folder:
-            longest = max(map(len, self.texts.prompts)) + max(TOKENS)
+            longest = max(map(len, self.texts.prompts)) + self.recipe.policy.max_new_tokens + max(TOKENS)
             engine = load_engine(runtime, self.recipe.engine, self.texts.chat, Path(folder), longest)
             runtime.publish(role, engine)
             yield engine
@@ -216,10 +216,12 @@ class _Timed:
             of_few, _ = step_of(few)
             of_many, before = step_of(many)
             # a row costs more the longer it is
-            of_later, _ = step_of(many, later=True)
+            half = many // 2
+            of_later, _ = step_of(half, later=True)
         self.number_bytes = 2 if runtime.environment()["arithmetic"] == "bfloat16" else 4
         # t = rows * prompt * p + tokens * (s + rows * r)
-        row = max(0.0, (of_many + of_later) / 2 - of_few) / (many - few)
+        rows = (max(0.0, of_many - of_few) / (many - few), max(0.0, of_later - of_few) / (half - few))
+        row = sum(rows) / len(rows)
         step = max(0.0, of_few - few * row)
         return step, row, before / (many * _mean(self.texts.prompts)), load
 

@@ -7,7 +7,7 @@ from typing import Any
 from towpath.data.batch import Batch
 from towpath.runtime.contract import Loss, Runtime
 
-ENOUGH = 4.0
+ENOUGH = 2.5
 """Seconds after which two batches are enough."""
 
 
