@@ -184,7 +184,7 @@ def test_sizes_have_a_unit() -> None:
 def plan_of(run: Path, *options: object) -> dict:
     done = towpath("plan", run, "--json", *options)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["plan"]
+    return json.loads(done.stdout)["run"]
 
 
 def times_of(content: dict) -> dict[str, dict]:

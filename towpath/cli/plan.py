@@ -69,7 +69,7 @@ def plan(
         write_page(html, run.resolve().name, planned.run, changes)
         print_status(f"plan: {html}")
     if as_json:
-        content = labels_json(planned.labels) | {"plan": plan_content(planned.run, changes)}
+        content = labels_json(planned.labels) | {"run": plan_content(planned.run, changes)}
         content["cluster"] = workers_json(planned.placement) if planned.placement else None
         print_output(json.dumps(content, indent=1))
         return

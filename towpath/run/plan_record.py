@@ -15,7 +15,6 @@ from towpath.planning.run_plan import StagePlan
 from towpath.recipe import Recipe
 from towpath.run.fingerprint import PlannedStage
 from towpath.run.record import read_current, stage_folders, stage_kind
-from towpath.run.run_plan import plan_run
 from towpath.store.jsonl import is_number
 from towpath.store.manifest import NAME as MANIFEST
 from towpath.store.manifest import read_object
@@ -92,6 +91,8 @@ def record_plan(
 ) -> None:
     """Write the plan of each stage. One that was planned stays as it was, unless the stage is another now, or has not
     begun and was planned on assumptions. `again`: the stages are those that were planned, and more is known of them."""
+    from towpath.run.run_plan import plan_run  # what only looks at a run need not load it
+
     before = _recorded(run)
     rows = {}
     for stage in stages:
