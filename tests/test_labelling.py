@@ -213,9 +213,10 @@ def test_plan_reports_hours_days_and_dollars(sampled):
     options = settings("preferences.raters=people", "budget.pairs=50000", "preferences.overlap=0")
     plan = json.loads(towpath("plan", sampled, *options, "--json").stdout)
     assert round(plan["plan"]["hours"]) == 833 and plan["plan"]["days"] == 105 and plan["measured"] == 0
-    assert plan["cluster"]["workers"] == 1 and plan["cluster"]["memory_per_worker"]["policy"]["total"] > 0
+    memory = {stage["stage"]: stage["memory"] for stage in plan["run"]["stages"] if stage["memory"]}
+    assert plan["cluster"]["workers"] == 1 and memory["policy"]["total"] > memory["policy"]["weights"] > 0
     output = towpath("plan", sampled, *options, "--set", "budget.dollars=1000").stdout
-    assert "workers: 1 process on " in output and "memory per worker, reward: " in output
+    assert "workers: 1 process on " in output and "most memory, " in output
     assert "833 hours" in output and "above the limit" in output and "assumed" in output
 
 
