@@ -398,10 +398,8 @@ CASES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["workers", *(pytest.param(n, marks=pytest.mark.proof) for n in CASES if n != "workers")]
-)
+@pytest.mark.proof
+@pytest.mark.parametrize("name", CASES)
 def test_other_recipes_are_measured(name, tmp_path) -> None:
     run = tmp_path / "run"
     assert towpath("new", run, "--recipe", "tiny").returncode == 0
@@ -412,7 +410,7 @@ def test_other_recipes_are_measured(name, tmp_path) -> None:
     assert all(time["computation"]["likely"] > 0 for time in times.values())
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_reward_models_from_elsewhere_are_measured(tmp_path) -> None:
     """A classifier, and another base model, each with a tokenizer of its own."""
     run = tmp_path / "run"
