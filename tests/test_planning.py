@@ -1,9 +1,11 @@
 """Work and time of stages before they run: counts against a finished run, formulas against published ones."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from towpath.recipe import Recipe
 from towpath.run.fingerprint import plan_stages, stage_kinds
 from towpath.run.loading import load_corpus
 from towpath.run.machine_speed import decided_pairs, sampled_length
-from towpath.run.plan_record import PRIOR_SECONDS, begin_stage, progress_line, read_progress
+from towpath.run.plan_record import PRIOR_SECONDS, SILENT_SECONDS, begin_stage, progress_line, read_progress
 from towpath.run.record import write_current
 from towpath.run.run_plan import waiting_seconds
 from towpath.stages.speed import count_tokens, read_texts
@@ -91,10 +93,10 @@ def test_range_of_answers_that_are_not_known_is_wider() -> None:
     recipe = recipes.Recipe()
     times = {time.stage: time for time in stage_times(recipe, COUNTS, stage_kinds(recipe), SPEED, "measured")}
     known = stage_times(recipe, replace(COUNTS, answer_tokens=60.0), stage_kinds(recipe), SPEED, "measured")
-    for time in known:
-        assert time.low < time.likely < time.high
-        if time.stage != "sft":
-            assert time.high - time.low < times[time.stage].high - times[time.stage].low
+    for one in known:
+        assert one.low < one.likely < one.high
+        if one.stage != "sft":
+            assert one.high - one.low < times[one.stage].high - times[one.stage].low
     assert sum(times["policy"].parts.values()) == pytest.approx(times["policy"].likely)
 
 
@@ -361,8 +363,77 @@ def test_the_rest_is_estimated_by_what_was_measured(tmp_path) -> None:
     assert policy.left == pytest.approx(progress.factor * 600)
     assert sample.left == pytest.approx(progress.factor * 400, abs=2)
     assert progress_line(progress).startswith("time: 2.7 min until now, about 25 min left; 10 min were planned")
-    (tmp_path / "plan.json").write_text("{")
-    assert read_progress(tmp_path) is None
+    damaged = {"sft": rows["sft"] | {"expected": "soon"}, "policy": {"fingerprint": "f", "seconds": {}}}
+    for content in ("{", json.dumps({"stages": damaged})):
+        (tmp_path / "plan.json").write_text(content)
+        assert read_progress(tmp_path) is None
+
+
+def test_a_stage_that_was_stopped_does_not_go_on_in_the_plan(tmp_path) -> None:
+    folder = tmp_path / "stages" / "policy" / "f"
+    stage_dir(tmp_path, "policy", None)
+    row = {
+        "fingerprint": "f",
+        "seconds": {"low": 1, "likely": 300.0, "high": 999, "source": "measured", "basis": ""},
+        "expected": 300.0,
+        "memory": None,
+    }
+    (tmp_path / "plan.json").write_text(json.dumps({"stages": {"policy": row}}))
+    write_current(tmp_path, {"policy": "f"}, [])
+    hours_ago = time.time() - 3 * 3600
+
+    def taken() -> float:
+        progress = read_progress(tmp_path)
+        assert progress and progress.stages[0].actual is not None
+        return progress.stages[0].actual
+
+    (folder / "started").write_text(f"{hours_ago:.1f} {hours_ago:.1f}")
+    (folder / "metrics.jsonl").write_text("")
+    for path in (folder / "started", folder / "metrics.jsonl", folder):
+        os.utime(path, (hours_ago + 40, hours_ago + 40))
+    # killed: the last sign, and as long as a stage may be silent
+    assert taken() == pytest.approx(40 + SILENT_SECONDS, abs=1)
+    (folder / "seconds").write_text("44.0")
+    assert taken() == 44.0
+    # another attempt
+    now = time.time()
+    os.utime(folder / "seconds", (hours_ago + 44, hours_ago + 44))
+    (folder / "started").write_text(f"{hours_ago:.1f} {now - 5:.1f}")
+    assert taken() == pytest.approx(49, abs=2)
+
+
+def test_gpus_are_recognised_by_what_their_driver_says() -> None:
+    table = load_devices()
+    for words, memory, name in (
+        ("NVIDIA A100-SXM4-80GB", 85e9, "A100-80GB"),
+        ("NVIDIA A100-PCIE-40GB", 42e9, "A100-40GB"),
+        ("NVIDIA L40S", 48e9, "L40S"),
+        ("NVIDIA L4", 24e9, "L4"),
+        ("NVIDIA GeForce RTX 4090", 25e9, "RTX4090"),
+        ("NVIDIA H200", 150e9, "H200"),
+        ("Some other GPU", 47e9, "L40S"),
+    ):
+        assert table.like(words, memory).name == name, words
+
+
+def test_a_judge_without_a_price_is_named(tiny_run) -> None:
+    options = [*ARTICLE[:8], "--set", "preferences.raters=judge", "--set", "judge.base_url=http://localhost:1/v1"]
+    notes = plan_of(tiny_run, *options, "--set", "judge.model=m")["notes"]
+    assert any("price_in and price_out are 0" in note for note in notes)
+    priced = plan_of(tiny_run, *options, "--set", "judge.model=m", "--set", "judge.price_out=10")["notes"]
+    assert not any("price_in" in note for note in priced)
+
+
+@pytest.mark.slow
+def test_changes_compare_like_with_like(tiny_run) -> None:
+    """LoRA was not measured here: its assumed speeds say nothing beside those that were."""
+    full = ("--set", "sft.method=full", "--set", "policy.method=full")
+    assert any(
+        "LoRA" in change["title"]
+        for change in plan_of(tiny_run, "--on", "A100", "--model-size", "7B", *full)["changes"]
+    )
+    changes = plan_of(tiny_run, "--measure", *full)["changes"]
+    assert not any("LoRA" in change["title"] for change in changes)
 
 
 def planned(run: Path, *settings: str) -> list[str]:

@@ -13,7 +13,7 @@ from towpath.recipe.reader import merge
 from towpath.sweep.apply import recipe_change, set_values, write_change
 from towpath.sweep.objective import TrialCurve, measure
 from towpath.sweep.record import SweepRecord
-from towpath.sweep.trial_record import TrialRecord, from_row, to_row
+from towpath.sweep.trial_record import TrialRecord, empty_curve, from_row, to_row
 from towpath.sweep.verdict import SweepVerdict, breaks, finalists, judge_sweep, sampler_value
 
 RECIPE = """# My recipe
@@ -164,6 +164,14 @@ def test_apply_shows_a_diff_and_writes_the_winner(tmp_path: Path):
     text = (tmp_path / "recipe.toml").read_text(encoding="utf-8")
     assert tomllib.loads(text)["policy"]["kl"]["coef"] == pytest.approx(0.4) and "# My recipe" in text
     assert recipe_change(tmp_path, replace(record_of(tmp_path, judge({0: runs(0, 0.5), 4: runs(4, 0.7)})))).diff
+
+
+def test_settings_that_fail_with_a_seed_are_no_winner():
+    good, bad = runs(4, 0.8)
+    failed = replace(bad, status="failed", reason="loss is not finite", curve=empty_curve())
+    verdict = judge({0: runs(0, 0.5), 4: [good, failed]})
+    assert verdict.outcome == "own settings" and verdict.winner is None
+    assert "loss is not finite" in next(row for row in verdict.trials if row.number == 4).note
 
 
 def test_apply_without_a_winner_is_refused(tmp_path: Path):

@@ -67,6 +67,21 @@ class Devices:
             raise RecipeError(f"{name}: no such device in the table", rule, "fix the name, or give a table with it")
         return self.known[near[-1]]
 
+    def like(self, description: str, memory: float) -> Device:
+        """The device that a driver describes, such as `NVIDIA A100-SXM4-80GB`: the longest name in it, then the nearest
+        memory; of a device that is not in the table the one with the nearest memory."""
+        plain = _letters(description)
+        stems = {name: name.partition("-")[0] for name in self.known}
+        named = [name for name, stem in stems.items() if _letters(stem) in plain]
+        longest = max((len(stems[name]) for name in named), default=0)
+        near = [self.known[name] for name in named if len(stems[name]) == longest] or list(self.known.values())
+        return min(near, key=lambda device: abs(device.memory - memory))
+
+
+def _letters(name: str) -> str:
+    """Letters and digits alone."""
+    return "".join(sign for sign in name.upper() if sign.isalnum())
+
 
 def load_devices(path: Path | None = None) -> Devices:
     """The table that comes with Towpath, or one in its place."""

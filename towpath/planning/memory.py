@@ -88,7 +88,6 @@ def stage_memories(
     sizes: tuple[Size, Size | None, int],
     stages: Collection[str],
     counts: Counts | None = None,
-    rows_at_once: int = ROWS_AT_ONCE,
     number_bytes: int = 0,
 ) -> dict[str, StageMemory]:
     """The memory of these kinds of stage. `sizes`: of the model, of the one that the reward model begins with where it
@@ -115,7 +114,7 @@ def stage_memories(
             if stage in ("baseline", "evaluate"):
                 longest = recipe.evaluate.max_new_tokens
             prompt = counts.prompt_tokens if counts else recipe.data.max_prompt_tokens
-            rows = min(rows_at_once, _sampled_rows(recipe, stage, counts))
+            rows = min(ROWS_AT_ONCE, _sampled_rows(recipe, stage, counts))
             width = number_bytes or (GPU_BYTES[0] if device.on_gpu else BYTES)
             # rows leave as they end: most are there when the mean answer ends
             answer = answer_length(counts, longest) if counts else longest

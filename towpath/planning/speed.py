@@ -42,7 +42,8 @@ class Measurement:
     counts: Counts
     speed: Speed
     peaks: Mapping[str, int]
-    """The most bytes of memory while each part of the trial ran."""
+    """The most bytes of memory of each worker while each part of the trial ran; the controller's are divided among
+    them."""
     sampled_rows: int
     """Rows, and tokens of each, that the trial of sampling had in memory at once."""
     sampled_tokens: float

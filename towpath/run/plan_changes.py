@@ -44,6 +44,8 @@ def planned_changes(planned: Planned, wanted: WhatIf, replan: Replan) -> list[Ch
         after = replan(recipe, replace(wanted, **(idea.options or {}))).run
         if after.too_large and not before.too_large:
             continue
+        if after.computation.source != before.computation.source:
+            continue  # of settings that were not measured, beside some that were
         settings = dict(idea.settings) | {f"--{name}": value for name, value in (idea.options or {}).items()}
         seconds = after.seconds.likely - before.seconds.likely
         dollars = after.dollars.likely - before.dollars.likely

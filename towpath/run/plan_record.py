@@ -4,13 +4,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from towpath.data.data_summary import DataSummary
-from towpath.planning.amounts import Amount, span, spans
+from towpath.planning.amounts import TRUST, Amount, span, spans
 from towpath.planning.run_plan import StagePlan
 from towpath.recipe import Recipe
 from towpath.run.fingerprint import PlannedStage
@@ -24,6 +24,10 @@ from towpath.store.store import Store
 FILE = "plan.json"
 STARTED = "started"
 """In a stage's folder: when its first and its newest attempt began."""
+SECONDS = "seconds"
+"""Beside it: seconds of the attempts that ended."""
+SILENT_SECONDS = 60.0
+"""A stage that writes nothing for so long counts as stopped."""
 BY_ROUND = ("sample", "label", "reward", "policy", "evaluate")
 """Stages that each round has; a plan counts all rounds together."""
 PRIOR_SECONDS = 20.0
@@ -102,11 +106,12 @@ def record_plan(
         if known and same and (has_started or (not again and known["seconds"]["source"] != "assumption")):
             rows[stage.name] = known | {"fingerprint": stage.fingerprint}
     if len(rows) < len(stages):
-        plan = {stage.stage: stage for stage in plan_run(recipe, run, data, store).run.stages}
+        whole = plan_run(recipe, run, data, store).run
+        plan = {stage.stage: stage for stage in whole.stages}
         for stage in stages:
             if stage.name in rows or stage.done or stage.kind not in plan:
                 continue
-            row = _row(stage, plan[stage.kind], recipe.rounds)
+            row = _row(stage, plan[stage.kind], recipe.rounds, whole.device_share)
             if again and stage.name in before:
                 row["seconds"] = before[stage.name]["seconds"]
             rows[stage.name] = row
@@ -114,14 +119,15 @@ def record_plan(
         replace_file(run / FILE, json.dumps({"stages": rows}, indent=1))
 
 
-def _row(stage: PlannedStage, planned: StagePlan, rounds: int) -> dict[str, Any]:
+def _row(stage: PlannedStage, planned: StagePlan, rounds: int, workers: int) -> dict[str, Any]:
+    """What is planned of a stage; `workers` share the memory."""
     seconds = planned.seconds.times(1 / rounds if stage.kind in BY_ROUND else 1.0)
     memory = planned.memory
     return {
         "fingerprint": stage.fingerprint,
         "seconds": asdict(seconds),
         "expected": seconds.likely,
-        "memory": {"bytes": memory.total, "source": memory.source} if memory else None,
+        "memory": {"bytes": workers * memory.total, "source": memory.source} if memory else None,
     }
 
 
@@ -145,10 +151,9 @@ def _measured(name: str, folder: Path, recorded: Mapping[str, Any]) -> StageProg
     planned = memory = None
     expected = 0.0
     if recorded.get("fingerprint") == folder.name:
-        with suppress(TypeError, KeyError):
-            planned = Amount(**recorded["seconds"])
-            expected = float(recorded["expected"])
-            memory = int(recorded["memory"]["bytes"])
+        planned = Amount(**recorded["seconds"])
+        expected = float(recorded["expected"])
+        memory = int(recorded["memory"]["bytes"]) if recorded["memory"] else None
     manifest = read_object(folder / MANIFEST) or {}
     if manifest.get("status") == "done":
         peak = manifest.get("peak_memory_bytes")
@@ -159,7 +164,21 @@ def _measured(name: str, folder: Path, recorded: Mapping[str, Any]) -> StageProg
     started = _started(folder)
     if started is None:
         return StageProgress(name, "to do", planned, None, expected, 0.0, memory, None)
-    return StageProgress(name, "started", planned, max(0.0, time.time() - started[1]), expected, 0.0, memory, None)
+    return StageProgress(name, "started", planned, _elapsed(name, folder, *started), expected, 0.0, memory, None)
+
+
+def _elapsed(name: str, folder: Path, first: float, newest: float) -> float:
+    """Seconds that a stage without a result has taken: those of attempts that ended, and of the present one until the
+    last sign of it."""
+    if stage_kind(name) == "label":
+        return max(0.0, time.time() - first)
+    earlier = 0.0
+    with suppress(OSError, ValueError):
+        earlier = float((folder / SECONDS).read_text(encoding="ascii"))
+        if (folder / SECONDS).stat().st_mtime >= newest:
+            return earlier
+    signs = [path.stat().st_mtime for path in (folder, *folder.iterdir()) if path.exists()]
+    return earlier + max(0.0, min(time.time(), max(signs) + SILENT_SECONDS) - newest)
 
 
 def _seconds_taken(name: str, folder: Path, manifest: Mapping[str, Any]) -> float | None:
@@ -193,7 +212,19 @@ def _recorded(run: Path) -> dict[str, dict[str, Any]]:
     stages = content.get("stages")
     if not isinstance(stages, dict):
         return {}
-    return {name: row for name, row in stages.items() if isinstance(row, dict) and isinstance(row.get("seconds"), dict)}
+    return {name: row for name, row in stages.items() if _is_valid(row)}
+
+
+def _is_valid(row: Any) -> bool:
+    """Whether a row is as this module writes it; a damaged one counts as not planned."""
+    if not isinstance(row, dict) or not is_number(row.get("expected")):
+        return False
+    seconds, memory = row.get("seconds"), row.get("memory")
+    if not isinstance(seconds, dict) or set(seconds) != {field.name for field in fields(Amount)}:
+        return False
+    if memory is not None and not (isinstance(memory, dict) and is_number(memory.get("bytes"))):
+        return False
+    return all(is_number(seconds[name]) for name in ("low", "likely", "high")) and seconds["source"] in TRUST
 
 
 def progress_line(progress: RunProgress) -> str:

@@ -32,7 +32,7 @@ from towpath.run.evaluation_plan import EvaluationPlan
 from towpath.run.fingerprint import stage_kinds
 from towpath.run.machine_speed import CHARACTERS_PER_TOKEN, counts_of, read_measurement, speed_by_formula
 from towpath.run.model_checks import classifier_sizes
-from towpath.run.plan import LabelPlan, plan_labels
+from towpath.run.plan import MIN_JUDGEMENTS, LabelPlan, plan_labels
 from towpath.run.what_if import WhatIf, scaled
 from towpath.run.worker_plan import Placement, limits_of, model_shape, place_workers
 from towpath.store.store import Store
@@ -148,11 +148,10 @@ def _this_machine(recipe: Recipe, placement: Placement, measured: Measurement | 
 
 
 def _present_gpu(table: Devices) -> Device:
-    """The entry of the table for this machine's GPU, or the nearest to what is common."""
-    from towpath.runtime.process import describe_gpu
+    """The entry of the table for this machine's GPU."""
+    from towpath.runtime.process import describe_gpu, gpu_capacity
 
-    name = (describe_gpu() or "").replace(" ", "-")
-    return next((device for key, device in table.known.items() if key.split("-")[0] in name), table.find("A100-40GB"))
+    return table.like(describe_gpu() or "", gpu_capacity())
 
 
 def _named_machine(recipe: Recipe, wanted: WhatIf, models: RunModels) -> Machine:
@@ -206,7 +205,7 @@ def _stage(
 ) -> StagePlan:
     computation = NOTHING
     if time:
-        basis = "a trial on this machine" if time.source == "measured" else f"data sheet of {machine.name}"
+        basis = f"speeds of {machine.device.name}" if machine.device else "a trial on this machine"
         computation = Amount(time.low, time.likely, time.high, time.source, basis)
     stage = StagePlan(
         kind,
@@ -229,7 +228,7 @@ def _stage(
 
 def _person_amount(value: float, labels: LabelPlan) -> Amount:
     """What people's seconds decide."""
-    if labels.measured:
+    if labels.measured >= MIN_JUDGEMENTS:
         low, high = 1 - SECONDS_KNOWN, 1 + SECONDS_KNOWN
         basis = f"{labels.seconds:.0f} s a pair, on {labels.measured:,} judgements"
         return Amount(low * value, value, high * value, "measured", basis)
@@ -311,6 +310,16 @@ def _lengths(counts: Counts, recipe: Recipe, measured: Measurement | None) -> st
     return f"prompts of {counts.prompt_tokens:.0f} and answers of {answer:.0f} tokens on average, by {source}"
 
 
+def _without_price(recipe: Recipe) -> list[str]:
+    """The AI judges that the run calls at no price."""
+    judges = []
+    if recipe.preferences.raters in ("judge", "blend"):
+        judges.append(("judge", recipe.judge))
+    if recipe.evaluate.judge.base_url:
+        judges.append(("evaluate.judge", recipe.evaluate.judge))
+    return [name for name, judge in judges if not (judge.price_in or judge.price_out)]
+
+
 def _notes(
     recipe: Recipe, run: Path, machine: Machine, measured: Measurement | None, models: RunModels
 ) -> tuple[str, ...]:
@@ -324,6 +333,7 @@ def _notes(
     others = [name for name in sources if name.startswith(("http", "command:", "python:"))]
     if others:
         notes.append(f"not counted: the time of {', '.join(others)}")
+    notes += [f"not counted: dollars of {name}, whose price_in and price_out are 0" for name in _without_price(recipe)]
     if machine.limits.parts > 1:
         notes.append(f"models are divided over {machine.limits.parts} devices")
     if machine.gpus and not machine.dollars:

@@ -151,7 +151,8 @@ class _Timed:
         """Note the memory of the part that ends."""
         if self._part and self._runtime:
             states = self._runtime.worker_states() if self.workers > 1 else ()
-            self.peaks[self._part] = memory.peak_bytes() + round(sum(state.peak_memory_bytes for state in states))
+            whole = memory.peak_bytes() + sum(state.peak_memory_bytes for state in states)
+            self.peaks[self._part] = round(whole / max(1, self.workers))
         self._runtime = None
         release_memory()
 

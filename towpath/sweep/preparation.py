@@ -158,6 +158,8 @@ def announce(plan: SweepPlan, say: Say) -> None:
         verb = "returns to" if exists else "begins"
         say(f"sweep: {verb} study {plan.study}: {changed} changed since study {before}, whose trials are kept")
     sweep = plan.recipe.sweep
+    if not (plan.recipe.health.probes and plan.corpus.safety):
+        say("sweep: sweep.max_safety_rise is not checked: there are no safety probes (data.safety, health.probes)")
     content = {
         "study": plan.study,
         "identity": plan.identity,

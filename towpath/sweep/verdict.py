@@ -140,7 +140,8 @@ def _confirmed(
         notes.append(f"length-controlled {length_controlled:.1%}")
     if safety_rise > sweep.max_safety_rise:
         notes.append(f"safety rise {safety_rise:.1%}")
-    allowed = not notes
+    failed = [record.seed for record in records if record.status == "failed"]
+    allowed = not notes and not failed
     notes += [f"seed {record.seed}: {record.reason}" for record in records if record.reason]
     settings = records[0].settings
     return ConfirmedTrial(number, settings, values, sum(values) / n, difference, interval, allowed, "; ".join(notes))
