@@ -64,7 +64,11 @@ class Devices:
         near = [key for key in self.known if key.lower() == plain or key.lower().startswith(f"{plain}-")]
         if not near:
             rule = f"one of {', '.join(self.known)}"
-            raise RecipeError(f"{name}: no such device in the table", rule, "fix the name, or give a table with it")
+            raise RecipeError(
+                f"{name}: no such device in the table",
+                rule,
+                "fix the name (a number comes before it, as in 8xH100), or give a table with it",
+            )
         return self.known[near[-1]]
 
     def like(self, description: str, memory: float) -> Device:
@@ -92,7 +96,8 @@ def load_devices(path: Path | None = None) -> Devices:
         return Devices(str(content["date"]), str(content["source"]), known)
     except (OSError, ValueError, KeyError, TypeError) as error:
         rule = "a table has date, source and [device.NAME] with operations, memory, bandwidth and link"
-        raise DataError(f"{path}: {error}", rule, f"see {TABLE}") from error
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+        raise DataError(f"{path}: {reason}", rule, f"see {TABLE}") from error
 
 
 def _device(name: str, own: dict[str, Any]) -> Device:
@@ -107,7 +112,9 @@ def parse_devices(text: str, table: Devices) -> tuple[int, Device]:
     """`8xH100` as number and device; a name alone is one."""
     parts = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?([\w.-]+)\s*", text)
     if not parts or parts[1] == "0":
-        raise RecipeError(f"--on {text!r}", "a number of GPUs and their name, as in 8xH100", "fix it")
+        raise RecipeError(
+            f"--on {text!r}", "a number of GPUs and their name, as in 8xH100", "give both, or a name alone"
+        )
     return int(parts[1] or 1), table.find(parts[2])
 
 
@@ -136,7 +143,9 @@ def parse_size(text: str) -> float:
     """`7B` or `350M` as a number of parameters."""
     parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MBmb])\s*", text)
     if not parts or float(parts[1]) == 0:
-        raise RecipeError(f"--model-size {text!r}", "parameters as in 7B or 350M", "fix it")
+        raise RecipeError(
+            f"--model-size {text!r}", "parameters as in 7B or 350M", "add B for billions or M for millions"
+        )
     return float(parts[1]) * {"M": 1e6, "B": 1e9}[parts[2].upper()]
 
 
