@@ -195,6 +195,7 @@ def formula_speed(
     return Speed(
         step=layers * (SERVER_LATENCY if has_server else LATENCY) + 2 * parameters / (STREAMED * device.bandwidth),
         row=forward,
+        context=0.0,
         prompt=forward,
         score=score,
         train=train,

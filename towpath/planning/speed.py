@@ -1,7 +1,7 @@
 """Seconds of work at the speeds of a machine.
 
-Sampling has a cost for each token step however few rows there are, one for each row in it, and one for each token of a
-prompt; passes have a cost for each token, and optimizer steps one for each.
+Sampling has a cost for each token step however few rows there are, one for each row in it, which grows with the tokens
+before it, and one for each token of a prompt; passes have a cost for each token, and optimizer steps one for each.
 """
 
 import math
@@ -22,6 +22,8 @@ class Speed:
     """Of one token step of sampling."""
     row: float
     """Of each row in a token step, besides."""
+    context: float
+    """Of each token that such a row has before it, besides."""
     prompt: float
     """Of a token of a prompt that is sampled from."""
     score: Mapping[str, float]
@@ -74,4 +76,11 @@ def _sampling(work: Work, speed: Speed, workers: int) -> float:
         return 0.0
     rows = work.rows / workers
     batches = math.ceil(rows / speed.rows_at_once)
-    return batches * speed.step * work.longest + rows * work.answer * speed.row + rows * work.prompt * speed.prompt
+    row = speed.row + speed.context * tokens_before(work.prompt, work.answer, work.longest)
+    return batches * speed.step * work.longest + rows * work.answer * row + rows * work.prompt * speed.prompt
+
+
+def tokens_before(prompt: float, answer: float, longest: float) -> float:
+    """Mean tokens before a sampled one. Half an answer where all are as long as their mean, half the longest where most
+    tokens are of the longest: between them."""
+    return prompt + (answer + longest) / 4

@@ -162,8 +162,7 @@ def _reward(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     choices = recipe.preferences
     prompts = min(counts.train, choices.prompts or counts.train)
     pairs = counts.pairs if counts.pairs is not None else DECIDED * sampled_pairs(recipe, prompts)
-    # an answer is in two pairs where there are three of a prompt
-    answers = min(2.0 * pairs, prompts * (choices.completions + choices.base_share))
+    answers = compared_answers(pairs, prompts, choices.completions, choices.base_share)
     trained = answers * (1 - cfg.validation)
     held_out = answers * cfg.validation
     members = cfg.ensemble_size
@@ -176,6 +175,14 @@ def _reward(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     yield Work("training", "train", trained, **each, repeats=repeats, method=cfg.method, steps=steps)
     scored = 2 * held_out + min(NORMALISED, trained) + min(SUBSET * choices.completions, trained)
     yield Work("validation", "score", scored, **each, repeats=members, unit="reward/upper")
+
+
+def compared_answers(pairs: float, prompts: float, completions: int, base_share: float) -> float:
+    """Answers that are in at least one of the pairs, which are a share of all comparisons: each completion is compared
+    with the others of its prompt, and an answer of the other model with one of them."""
+    comparisons = prompts * (math.comb(completions, 2) + base_share)
+    decided = min(1.0, pairs / comparisons) if comparisons else 0.0
+    return prompts * (completions * (1 - (1 - decided) ** (completions - 1)) + base_share * decided)
 
 
 def _judge_model(recipe: Recipe, counts: Counts) -> Iterator[Work]:

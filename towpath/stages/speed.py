@@ -29,7 +29,7 @@ from towpath.recipe import Decoding, Lora, Model, Recipe
 from towpath.rollout.engine import Engine, SampleRequest
 from towpath.rollout.generate import load_engine
 from towpath.rollout.reward_models import initial_model
-from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
+from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime, Snapshot
 from towpath.runtime.launch import launch, launch_classifier
 from towpath.runtime.process import release_memory
 from towpath.stages.demonstrations import demonstration_batch
@@ -38,8 +38,11 @@ from towpath.stages.timing import fastest, seconds_per_token, training_seconds
 SAMPLED = 400
 """Texts of each kind that are tokenised."""
 ROWS = 8, 128
-TOKENS = 4, 12
+TOKENS = 2, 18
 """Rows, and new tokens of each, of which sampling is timed: few and many."""
+LONG_ROWS = 64
+LONGEST = 160
+"""Rows, and new tokens of each at most, of which it is timed how much more a row costs the longer it is."""
 MOST_SAMPLED = 6144
 """Tokens of the prompts of many rows."""
 BATCHES = 4
@@ -107,7 +110,7 @@ def measure(
     # in the order of a run, whose stages find memory as the one before has left it
     if recipe.sft.method != "none" and corpus.demonstrations:
         train["sft"], optimizer["sft"] = timed.fine_tuning(corpus)
-    step, row, prompt, load = timed.sampling()
+    sampling = timed.sampling()
     if recipe.reward.is_trained and {"reward", "judge_model"} & set(stages):
         frozen, upper, train["reward"], optimizer["reward"] = timed.reward_training()
         score |= {"reward/frozen": frozen, "reward/upper": upper, "reward": frozen + upper}
@@ -117,10 +120,10 @@ def measure(
     score["score"] = timed.scoring()
     timed.greedy_samples()
     timed.finish()
-    speed = Speed(step, row, prompt, score, train, optimizer, load, ROWS_AT_ONCE * timed.workers)
+    speed = Speed(**sampling, score=score, train=train, optimizer=optimizer, rows_at_once=ROWS_AT_ONCE * timed.workers)
     counts = count_tokens(recipe, corpus, texts)
-    tokens = _mean(texts.prompts) + max(TOKENS)
-    return Measurement(counts, speed, timed.peaks, timed.many, tokens, timed.number_bytes)
+    rows, tokens = timed.largest_sample
+    return Measurement(counts, speed, timed.peaks, rows, tokens, timed.number_bytes)
 
 
 class _Timed:
@@ -178,53 +181,67 @@ class _Timed:
             for p, a in zip(prompts.tolist(), answers.tolist(), strict=True)
         ]
 
-    def requests(self, rows: int, tokens: int, later: bool = False) -> list[SampleRequest]:
-        """Prompts of the run, with so many tokens of each answer; `later`: after an answer as long as another."""
+    def requests(self, rows: int, tokens: int) -> list[SampleRequest]:
+        """Prompts of the run, with so many tokens of each answer at most."""
         chosen = self.draw.integers(0, len(self.texts.prompts), rows).tolist()
-        texts = [self.texts.prompts[p] for p in chosen]
-        if later:
-            longest = self.recipe.policy.max_new_tokens
-            answers = self.draw.integers(0, len(self.texts.answers), rows).tolist()
-            texts = [[*text, *self.texts.answers[a][:longest]] for text, a in zip(texts, answers, strict=True)]
-        return [SampleRequest(text, Decoding(), self.draw.random(tokens)) for text in texts]
+        return [SampleRequest(self.texts.prompts[p], Decoding(), self.draw.random(tokens)) for p in chosen]
 
     @contextmanager
     def engine(self, runtime: Runtime, role: str) -> Iterator[Engine]:
         """The recipe's engine with the weights of a role."""
         with tempfile.TemporaryDirectory() as folder:
-            longest = max(map(len, self.texts.prompts)) + self.recipe.policy.max_new_tokens + max(TOKENS)
+            longest = max(map(len, self.texts.prompts)) + max(self.longest, *TOKENS)
             engine = load_engine(runtime, self.recipe.engine, self.texts.chat, Path(folder), longest)
             runtime.publish(role, engine)
             yield engine
 
-    def sampling(self) -> tuple[float, float, float, float]:
-        """Seconds of a token step, of a row in it, of a token of a prompt, and of loading the model."""
+    def sampling(self) -> dict[str, float]:
+        """Seconds of a token step, of a row in it and of each token before that, of a token of a prompt, and of loading
+        the model."""
         self.begin("sampling")
         few, many = ROWS[0], self.many
+        brief, more = TOKENS
         runtime = self.launch(training=False)
         begin = time.perf_counter()
         runtime.open({"model": RoleSpec(self.folder)})
         load = time.perf_counter() - begin
-        short, long = TOKENS
         with self.engine(runtime, "model") as engine:
 
-            def step_of(rows: int, later: bool = False) -> tuple[float, float]:
+            def step_of(rows: int) -> tuple[float, float]:
                 """Seconds of a token step, and of all that comes before the first."""
-                brief, more = (fastest(lambda t=t: engine.generate(self.requests(rows, t, later))) for t in TOKENS)
-                step = max(0.0, more - brief) / (long - short)
-                return step, max(0.0, brief - short * step)
+                less, whole = (fastest(lambda t=t: engine.generate(self.requests(rows, t))) for t in TOKENS)
+                step = max(0.0, whole - less) / (more - brief)
+                return step, max(0.0, less - brief * step)
 
             of_few, _ = step_of(few)
             of_many, before = step_of(many)
-            # a row costs more the longer it is
-            half = many // 2
-            of_later, _ = step_of(half, later=True)
+            begin = time.perf_counter()
+            answers = engine.generate(self.requests(LONG_ROWS, min(LONGEST, self.longest)))
+            seconds = time.perf_counter() - begin
         self.number_bytes = 2 if runtime.environment()["arithmetic"] == "bfloat16" else 4
-        # t = rows * prompt * p + tokens * (s + rows * r)
-        rows = (max(0.0, of_many - of_few) / (many - few), max(0.0, of_later - of_few) / (half - few))
-        row = sum(rows) / len(rows)
+        # seconds = rows * prompt * p + steps * s + row tokens * (r + tokens before * c)
+        row = max(0.0, of_many - of_few) / (many - few)
         step = max(0.0, of_few - few * row)
-        return step, row, before / (many * _mean(self.texts.prompts)), load
+        prompt = before / (many * _mean(self.texts.prompts))
+        lengths = [len(answer.token_ids) for answer in answers]
+        seconds -= LONG_ROWS * _mean(self.texts.prompts) * prompt + max(lengths) * step
+        added = sum(length**2 for length in lengths) / (2 * sum(lengths)) - more / 2
+        context = max(0.0, seconds / sum(lengths) - row) / added if added > more else 0.0
+        row = max(0.0, row - context * (_mean(self.texts.prompts) + more / 2))
+        return {"step": step, "row": row, "context": context, "prompt": prompt, "load": load}
+
+    @property
+    def largest_sample(self) -> tuple[int, float]:
+        """Rows, and tokens of each, of the largest cache that `sampling` had."""
+        prompt = _mean(self.texts.prompts)
+        samples = (self.many, prompt + max(TOKENS)), (LONG_ROWS, prompt + min(LONGEST, self.longest))
+        return max(samples, key=lambda sample: sample[0] * sample[1])
+
+    @property
+    def longest(self) -> int:
+        """New tokens of the longest answer of any stage."""
+        recipe = self.recipe
+        return max(section.max_new_tokens for section in (recipe.preferences, recipe.policy, recipe.evaluate))
 
     def scoring(self) -> float:
         """Seconds of a token of which the policy's model gives the log-probability."""
@@ -252,11 +269,12 @@ class _Timed:
         runtime = self.launch(packing=cfg.packing)
         lora = cfg.lora if cfg.method == "lora" else None
         runtime.open({"policy": RoleSpec(self.folder, lora, learning_rate=1e-9)}, OptimizerConfig())
+        best = runtime.snapshot()
         whole = demonstration_batch(self.texts.chat, _some(corpus.demonstrations), cfg, cfg.domains).batch
         size = min(cfg.batch, len(whole), self.row_count(MOST_ROWS))
         batches = [whole.take(self.draw.permutation(len(whole))[:size]) for _ in range(BATCHES + 1)]
         seconds = training_seconds(runtime, batches, sft_algo, cfg, ("policy",))
-        self._save(runtime, "policy")
+        self._save(runtime, "policy", best)
         return seconds
 
     def reward_training(self) -> tuple[float, float, float, float]:
@@ -268,6 +286,7 @@ class _Timed:
         lora = cfg.lora if cfg.method == "lora" else None
         spec = RoleSpec(folder, lora, head="scalar", random_head=True, learning_rate=1e-9)
         runtime.open({"reward": spec}, OptimizerConfig())
+        best = runtime.snapshot()
         size = 2 * max(1, min(cfg.batch, self.row_count(MOST_ROWS) // 2))
         # another model may have fewer tokens
         vocabulary = len(base.load_tokenizer(folder))
@@ -277,7 +296,7 @@ class _Timed:
         upper = seconds_per_token(batches, lambda batch: runtime.score("reward", batch, ("score",)))
         seconds = training_seconds(runtime, batches, reward_model, cfg, ("reward",))
         if cfg.method == "full":
-            self._save(runtime, "reward")
+            self._save(runtime, "reward", best)
         return frozen, upper, *seconds
 
     def pretrained_reward(self) -> float:
@@ -317,6 +336,7 @@ class _Timed:
         runtime = self.launch()
         roles = self._policy_roles()
         runtime.open(roles, OptimizerConfig(eps=1e-5))
+        best = runtime.snapshot()
         with self.engine(runtime, "policy") as engine:
             engine.generate(self.requests(ROWS[0], min(TOKENS)))
         size = max(1, min(cfg.rollout, self.row_count(2 * MOST_ROWS)))
@@ -331,15 +351,17 @@ class _Timed:
         ]
         algo, config = self._policy_loss()
         seconds = training_seconds(runtime, batches, algo, config, roles)
-        self._save(runtime, "policy")
+        self._save(runtime, "policy", best)
         return experience, *seconds
 
-    def _save(self, runtime: Runtime, role: str) -> None:
-        """What the end of a stage has in memory: the best weights, and the model as it is written."""
-        best = runtime.snapshot()
+    def _save(self, runtime: Runtime, role: str, best: Snapshot) -> None:
+        """What the end of a stage has in memory: new best weights beside the old ones, a checkpoint, and the model as
+        it is written."""
+        better = runtime.snapshot()
         with tempfile.TemporaryDirectory(dir=self.run) as folder:
-            runtime.export(role, Path(folder), self.texts.chat)
-        del best
+            runtime.write_state(Path(folder), better)
+            runtime.export(role, Path(folder) / "model", self.texts.chat)
+        del best, better
 
     @property
     def _has_reward_model(self) -> bool:
