@@ -3,7 +3,8 @@
 The start model, the prompts and the reward are those of benchmarks/frontier.py, as a run folder: the start model as the
 base, `sft.method = "none"`, a `python:` reward, and a `python:` judge that prefers the higher reward. The recipe of
 each seed begins with a learning rate thirty times too high and a KL coefficient that is too small. Each sampler gets
-the same number of trials; what they cost in training steps is recorded.
+the same number of trials; what they cost in training steps is recorded. Random search, more of whose trials end early,
+then gets trials until it has made as many steps as the first sampler (`equal`).
 
 The settings that a sweep chooses are trained again with seeds that it never used; weights of two checkpoints on either
 side of the target KL are measured on held-out prompts with 64 answers each and the exact KL, and interpolated. The same
@@ -40,13 +41,15 @@ from towpath.store.publish import replace_file
 from towpath.store.store import Store
 from towpath.sweep.objective import value_at
 from towpath.sweep.preparation import read_plan
-from towpath.sweep.record import read_sweep
+from towpath.sweep.record import SweepRecord, read_sweep
 from towpath.sweep.run import run_sweep
 from towpath.sweep.space import with_settings
 
 STEPS = 40
 TARGET = 0.5
 GOOD_RATE = 1e-3
+MORE = 5
+"""Trials that random search gets at a time, until it has made as many steps as another sampler."""
 BAD_START = {"policy.learning_rate": 30 * GOOD_RATE, "policy.kl.coef": 0.01}
 HAND_TUNED = [
     {"policy.learning_rate": rate, "policy.kl.coef": coef} for rate, coef in ((1e-4, 0.7), (3e-4, 0.4), (3e-4, 0.7))
@@ -80,7 +83,7 @@ epochs = 1
 learning_rate = {rate}
 max_new_tokens = 8
 validate_every = 4
-validation_prompts = 128
+validation_prompts = 256
 
 [policy.kl]
 coef = {coef}
@@ -109,6 +112,7 @@ seeds = 2
 "policy.epochs" = {{ choices = [1, 2] }}
 "policy.grpo.clip_high" = {{ low = 0.1, high = 0.5 }}
 """
+EQUAL = "random, equal steps"
 GOLD = """import math
 
 import numpy as np
@@ -237,17 +241,33 @@ class Results:
         return self.rows[name]
 
 
-def sweep_result(run: Path) -> dict[str, Any]:
-    """Run or resume the sweep of a run; what it chose and what it cost."""
-    recipe = recipes.load(run)
-    run_sweep(recipe, run, note, force=True)  # prompts are alike, and the rate is refused
+def run_and_read(run: Path, *assignments: str) -> SweepRecord:
+    """Run or resume the sweep of a run."""
+    run_sweep(recipes.load(run, assignments), run, note, assignments, force=True)  # prompts are alike, the rate refused
     record = read_sweep(run)
-    assert record is not None and record.verdict is not None
+    assert record is not None
+    return record
+
+
+def with_equal_steps(run: Path, trials: int, steps: int) -> dict[str, Any]:
+    """The sweep of a run with more trials, until they have made so many steps."""
+    while True:
+        record = run_and_read(run, f"sweep.trials={trials}", "sweep.confirm=0")
+        if sum(t.steps for t in record.trials) >= steps:
+            return sweep_result(run, f"sweep.trials={trials}")
+        trials += MORE
+
+
+def sweep_result(run: Path, *assignments: str) -> dict[str, Any]:
+    """Run or resume the sweep of a run; what it chose and what it cost."""
+    record = run_and_read(run, *assignments)
+    assert record.verdict is not None
     winner = record.winner()
     chosen = winner or record.trials[0]
     return {
         "verdict": record.verdict.text,
         "outcome": record.verdict.outcome,
+        "trials": len(record.trials),
         "chosen": chosen.number,
         "settings": chosen.settings,
         "values": [t.value.value for t in record.trials],
@@ -281,6 +301,11 @@ def main() -> None:
             sweep = results.get(f"sweep/{sampler}/{seed}", partial(sweep_result, run))
             measured = partial(train_and_measure, run, sweep["settings"], 100 + seed)
             results.get(f"measured/{sampler}/{seed}", measured)
+        if "random" in samplers:
+            run = create(arguments.folder.resolve(), model, seed, "random", arguments.trials)
+            steps = results.rows[f"sweep/{samplers[0]}/{seed}"]["steps"]
+            sweep = results.get(f"sweep/{EQUAL}/{seed}", partial(with_equal_steps, run, arguments.trials, steps))
+            results.get(f"measured/{EQUAL}/{seed}", partial(train_and_measure, run, sweep["settings"], 100 + seed))
         run = create(arguments.folder.resolve(), model, seed, samplers[0], arguments.trials)
         for settings in HAND_TUNED:
             name = "/".join(f"{value:g}" for value in settings.values())
@@ -296,13 +321,14 @@ def summarise(rows: Mapping[str, Any], seeds: list[int], samplers: list[str]) ->
         hand[name] = float(np.mean([rows[f"hand/{name}/{seed}"]["value"] for seed in seeds]))
     best = max(hand, key=lambda name: hand[name])
     print(f"hand-tuned at KL {TARGET}: {hand[best]:.1%} with rate/coefficient {best} (mean of {len(seeds)} seeds)")
-    for sampler in samplers:
+    for sampler in (*samplers, *([EQUAL] if "random" in samplers else [])):
         for seed in seeds:
             sweep = rows[f"sweep/{sampler}/{seed}"]
             value = rows[f"measured/{sampler}/{seed}"]["value"]
             same_seed = max(rows[f"hand/{name}/{seed}"]["value"] for name in hand)
             print(
-                f"{sampler} seed {seed}: chosen {value:.1%} ({100 * (value - hand[best]):+.1f} points of the best "
+                f"{sampler} seed {seed}, {sweep['trials']} trials: "
+                f"chosen {value:.1%} ({100 * (value - hand[best]):+.1f} points of the best "
                 f"hand-tuned on average, {100 * (value - same_seed):+.1f} of the best with this seed); "
                 f"{sweep['steps']} steps and {sweep['confirmation_steps']} of confirmation, {sweep['seconds']:.0f} s; "
                 f"{sweep['outcome']}"

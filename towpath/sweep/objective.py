@@ -1,8 +1,8 @@
 """Value of a trial: win rate over the SFT model at equal KL, from the outcomes of its validations prompt by prompt.
 
-V validations, P prompts, R bootstrap resamples. The path of a trial goes from KL 0 with win rate 0.5 through its
-validations, linear between two of them. The true curve bends downwards, so a chord is below it: sparse validations make
-a value smaller, never larger.
+V validations, P prompts, R bootstrap resamples. From 0.5 at KL 0 a win rate rises with the square root of the KL, as
+that of an optimal policy does while the KL is small. The rise over the root changes slowly along the path of a trial,
+so it is averaged over the validations near the target: one alone has the noise of its prompts.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,9 @@ from towpath.data.draws import generator
 from towpath.evals.winrate import length_controlled
 
 Objective = Literal["win_rate", "area"]
+NEAR = 0.25
+"""Width of the average over validations, as a share of the root of the target KL: from half of the target to 1.6 times
+it they count most."""
 GRID = 33
 """Points of KL in an area."""
 
@@ -71,16 +74,18 @@ class TrialValue:
 
 
 def value_at(kl_V: np.ndarray, y_V: np.ndarray, target: float, start: float = 0.5) -> tuple[float, bool]:
-    """The value where the path last passes the target KL, and whether it reaches it. A path that does not has the value
-    of its last validation: nothing is extrapolated, and the best of several noisy validations would be too high."""
-    kl = np.concatenate([[0.0], kl_V])
-    y = np.concatenate([[start], y_V])
-    for i in range(len(kl) - 1, 0, -1):
-        near, far = kl[i - 1], kl[i]
-        if min(near, far) <= target <= max(near, far) and far != near:
-            return float(y[i - 1] + (target - near) / (far - near) * (y[i] - y[i - 1])), True
-    reached = bool(kl.max() >= target)
-    return float(y[-1]), reached
+    """The value at the target KL, and whether the path reaches it; one that does not has the value at its last KL."""
+    kl = np.maximum(kl_V, 0.0)
+    reached = bool(len(kl) and kl.max() >= target)
+    level = target if reached else float(kl[-1]) if len(kl) else 0.0
+    if level <= 0:
+        return start, reached
+    root, root_V = level**0.5, kl**0.5
+    distance_V = ((root_V - root) / (NEAR * root)) ** 2
+    weight_V = np.exp((distance_V.min() - distance_V) / 2)
+    # least squares: the rise over the root is exact where the KL is large, and noise where it is small
+    rise = (weight_V * root_V * (y_V - start)).sum() / (weight_V * root_V**2).sum()
+    return float(np.clip(start + rise * root, 0.0, 1.0)), reached
 
 
 def area_under(kl_V: np.ndarray, y_V: np.ndarray, target: float, start: float = 0.5) -> tuple[float, bool]:

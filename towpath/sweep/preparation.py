@@ -25,7 +25,7 @@ from towpath.sweep.sampler import import_optuna
 from towpath.sweep.space import Space, parse_space
 from towpath.sweep.study import TrialStudy
 
-FORMAT = 1
+FORMAT = 2
 """Version of what a trial is; trials of another version are not comparable."""
 DEFAULT_TARGET = 0.5
 POLL = 0.5

@@ -79,7 +79,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         padded = [cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=False)]
         lines.append("  ".join([*padded, cells[-1]]).rstrip())
     if any("*" in row[1] for row in rows):
-        lines.append("* did not reach the target KL: its win rate at the last validation")
+        lines.append("* did not reach the target KL: its win rate at its last KL")
     return lines
 
 
