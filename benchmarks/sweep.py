@@ -243,7 +243,9 @@ class Results:
 
 def run_and_read(run: Path, *assignments: str) -> SweepRecord:
     """Run or resume the sweep of a run."""
-    run_sweep(recipes.load(run, assignments), run, note, assignments, force=True)  # prompts are alike, the rate refused
+    run_sweep(
+        recipes.load(run, list(assignments)), run, note, assignments, force=True
+    )  # prompts are alike, the rate refused
     record = read_sweep(run)
     assert record is not None
     return record

@@ -36,7 +36,15 @@ from towpath.store import manifest
 
 STAGES = ("sft", "reward", "policy")
 SPEED = Speed(
-    1e-3, 1e-4, 0.0, 1e-5, dict.fromkeys(UNITS, 1e-4), dict.fromkeys(STAGES, 3e-4), dict.fromkeys(STAGES, 0.01), 1.0
+    1e-3,
+    1e-4,
+    0.0,
+    1e-5,
+    2e-3,
+    dict.fromkeys(UNITS, 1e-4),
+    dict.fromkeys(STAGES, 3e-4),
+    dict.fromkeys(STAGES, 0.01),
+    1.0,
 )
 
 

@@ -4,6 +4,7 @@ import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def memory_available() -> int | None:
@@ -19,9 +20,23 @@ def memory_available() -> int | None:
 
 
 def reset_peak() -> None:
-    """Let `peak_bytes` start again; only Linux can."""
+    """Let `peak_bytes` and `device_peak_bytes` start again; the first only on Linux."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if (cuda := _cuda()) is not None:
+        cuda.reset_peak_memory_stats()
+
+
+def device_peak_bytes() -> int:
+    """The most memory of a GPU that this process had reserved since `reset_peak`; 0 where it uses none."""
+    cuda = _cuda()
+    return cuda.max_memory_reserved() if cuda is not None else 0
+
+
+def _cuda() -> Any:
+    """torch.cuda where this process has used it: torch is not loaded for this."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def peak_bytes() -> int:

@@ -192,11 +192,13 @@ def formula_speed(
         stage: OPTIMIZER_BYTES * (own.adapters or own.parameters) / device.bandwidth for stage, own in trained.items()
     }
     score = {unit: passes * (of_reward if unit.startswith("reward") else forward) for unit, passes in roles.items()}
+    weights = parameters / (STREAMED * device.bandwidth)
     return Speed(
-        step=layers * (SERVER_LATENCY if has_server else LATENCY) + 2 * parameters / (STREAMED * device.bandwidth),
+        step=layers * (SERVER_LATENCY if has_server else LATENCY) + 2 * weights,
         row=forward,
         context=0.0,
         prompt=forward,
+        greedy=layers * LATENCY + 4 * weights,
         score=score,
         train=train,
         optimizer=optimizer,

@@ -16,7 +16,7 @@ SPREAD: Mapping[Source, tuple[float, float]] = {
 """How far seconds may be off, one way and the other."""
 SHORT, LONG = 0.7, 1.15
 """Mean answer of the low and the high case over the likely one, where it is not measured."""
-LOADS = {"sft": 2, "baseline": 2, "sample": 2, "judge_model": 2, "reward": 2, "policy": 3, "evaluate": 8}
+LOADS = {"sft": 2, "baseline": 2, "sample": 2, "judge_model": 2, "reward": 2, "policy": 3, "evaluate": 9}
 """How many times a stage loads or writes a model."""
 STAGE_SECONDS = 2.0
 """Of a stage besides: reading, checks, findings, reports."""

@@ -2,7 +2,8 @@
 that are sampled, the head, and the process itself.
 """
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from towpath.models.pass_memory import LOGITS_BYTES, ModelShape, head_rows, token_bytes, tokens_that_fit
@@ -18,13 +19,15 @@ from towpath.planning.sizes import (
     stage_parameters,
 )
 from towpath.planning.speed import ROWS_AT_ONCE, Measurement
-from towpath.planning.work import Counts, answer_length
+from towpath.planning.work import Counts, Work, answer_length, stage_work
 from towpath.recipe import Recipe
 
 PROCESS = 450e6
 """Bytes of Python with its libraries on a CPU, and of the driver's context on a GPU."""
 SAMPLED_LOGITS = 8
 """Bytes of a logit while a token is drawn."""
+CACHE_STRIDE = 16
+"""Columns that a cache is rounded up to (towpath.rollout.cache)."""
 SHARE_OF_GPU = 0.6
 """Of its memory that models may take where they are not divided over GPUs; the rest is for passes."""
 SAMPLES = ("sample", "baseline", "policy", "evaluate")
@@ -76,9 +79,22 @@ class StageMemory:
         return fixed + max(self.activations or 0, self.cache)
 
 
-def cache_bytes(shape: ModelShape, rows: float, tokens: float, width: int) -> int:
+def cache_bytes(shape: ModelShape, rows: float, columns: float, width: int) -> int:
     """Keys and values of so many rows, each number of so many bytes."""
-    return round(2 * rows * tokens * shape.layers * shape.keys * width)
+    return round(2 * rows * columns * shape.layers * shape.keys * width)
+
+
+def cache_columns(prompt: float, answer: float, on_gpu: bool) -> int:
+    """Columns of the cache of answers of this length to prompts of which the longest has this one. On a CPU it doubles
+    whenever it is full, and what it had before stays in the heap."""
+    columns = CACHE_STRIDE * math.ceil(max(prompt, 1) / CACHE_STRIDE)
+    if on_gpu:
+        return max(columns, CACHE_STRIDE * math.ceil((prompt + answer) / CACHE_STRIDE))
+    held = columns
+    while columns < prompt + answer:
+        columns *= 2
+        held = columns + columns // 2
+    return held
 
 
 def stage_memories(
@@ -110,30 +126,38 @@ def stage_memories(
         if stage in ("sample", "baseline"):  # nothing is scored or trained
             memory = replace(memory, activations=0, head=0, tokens_per_pass=0)
         if stage in SAMPLES and shape:
-            longest = (recipe.preferences if stage == "sample" else recipe.policy).max_new_tokens
-            if stage in ("baseline", "evaluate"):
-                longest = recipe.evaluate.max_new_tokens
-            prompt = counts.prompt_tokens if counts else recipe.data.max_prompt_tokens
-            rows = min(ROWS_AT_ONCE, _sampled_rows(recipe, stage, counts))
             width = number_bytes or (GPU_BYTES[0] if device.on_gpu else BYTES)
-            # rows leave as they end: most are there when the mean answer ends
-            answer = answer_length(counts, longest) if counts else longest
-            memory = replace(memory, cache=cache_bytes(shape, rows, prompt + answer, width))
-            memory = replace(memory, head=max(memory.head, rows * shape.vocabulary * SAMPLED_LOGITS))
+            samples = _samples(recipe, stage, counts, device.share)
+            cache = max(
+                cache_bytes(shape, rows, cache_columns(prompt, answer, device.on_gpu), width)
+                for rows, prompt, answer in samples
+            )
+            most = max(rows for rows, _, _ in samples)
+            memory = replace(
+                memory, cache=cache, head=max(memory.head, round(most * shape.vocabulary * SAMPLED_LOGITS))
+            )
         memories[stage] = memory
     return memories
 
 
-def _sampled_rows(recipe: Recipe, stage: str, counts: Counts | None) -> int:
-    """Rows that a stage samples in one go."""
-    if stage == "policy":
-        return max(recipe.policy.rollout, recipe.policy.validation_prompts)
+def _samples(recipe: Recipe, stage: str, counts: Counts | None, workers: int) -> list[tuple[float, float, float]]:
+    """Rows that one worker samples in one go, their longest prompt, and their answers' length: rows leave as they end,
+    most are there when the mean answer ends."""
     if counts is None:
-        return ROWS_AT_ONCE
-    if stage == "sample":
-        prompts = min(counts.train, recipe.preferences.prompts or counts.train)
-        return prompts * recipe.preferences.completions
-    return min(counts.heldout, recipe.evaluate.prompts or counts.heldout) + counts.safety
+        longest = (recipe.preferences if stage == "sample" else recipe.policy).max_new_tokens
+        if stage in ("baseline", "evaluate"):
+            longest = recipe.evaluate.max_new_tokens
+        return [(ROWS_AT_ONCE, recipe.data.max_prompt_tokens, longest)]
+    prompt = max(counts.prompt_tokens, counts.longest_prompt)
+    if stage == "policy":
+        rows = max(recipe.policy.rollout, recipe.policy.validation_prompts) / workers
+        return [(min(ROWS_AT_ONCE, rows), prompt, answer_length(counts, recipe.policy.max_new_tokens))]
+    works: Sequence[Work] = stage_work(recipe, counts, [stage])[stage]
+    return [
+        (min(ROWS_AT_ONCE, work.rows / workers), prompt + work.prompt - counts.prompt_tokens, work.answer)
+        for work in works
+        if work.kind == "sample"
+    ]
 
 
 def _training(recipe: Recipe, device: DeviceLimits, shape: ModelShape | None, own: StageParameters) -> StageMemory:
@@ -183,13 +207,13 @@ def with_measured(
     takes that much more."""
     had = 0.0
     if shape:
-        had = cache_bytes(shape, trial.sampled_rows, trial.sampled_tokens, trial.number_bytes)
+        had = cache_bytes(shape, trial.sampled_rows, trial.sampled_columns, trial.number_bytes)
         had += trial.sampled_rows * shape.vocabulary * SAMPLED_LOGITS
     measured = {}
     for stage, memory in memories.items():
         parts = [trial.peaks[part] for part in PARTS_OF.get(stage, ()) if part in trial.peaks]
         if stage in SAMPLES and "sampling" in trial.peaks:
-            parts.append(trial.peaks["sampling"] + max(0, round(memory.cache + memory.head - had)))
+            parts.append(trial.peaks["sampling"] + round(memory.cache + memory.head - had))
         measured[stage] = replace(memory, measured=max(parts)) if parts else memory
     return measured
 

@@ -26,6 +26,8 @@ class Speed:
     """Of each token that such a row has before it, besides."""
     prompt: float
     """Of a token of a prompt that is sampled from."""
+    greedy: float
+    """Of a token step of a few greedy answers, which are sampled in float32."""
     score: Mapping[str, float]
     """Of a token that is scored, by unit of work."""
     train: Mapping[str, float]
@@ -47,8 +49,8 @@ class Measurement:
     """The most bytes of memory of each worker while each part of the trial ran; the controller's are divided among
     them."""
     sampled_rows: int
-    """Rows, and tokens of each, that the trial of sampling had in memory at once."""
-    sampled_tokens: float
+    """Rows, and columns of each, of the cache that the trial of sampling had while its memory was counted."""
+    sampled_columns: int
     number_bytes: int
     """Of a number in the cache of sampled answers."""
 
@@ -64,6 +66,8 @@ def seconds_of(stage: str, works: Iterable[Work], speed: Speed, workers: int = 1
 def _seconds(stage: str, work: Work, speed: Speed, workers: int) -> float:
     if work.kind == "sample":
         return _sampling(work, speed, workers)
+    if work.kind == "greedy":
+        return work.rows * work.longest * speed.greedy
     if work.kind == "score":
         return work.tokens * speed.score[work.unit] / workers
     trained = "reward" if stage == "judge_model" else stage

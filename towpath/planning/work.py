@@ -10,7 +10,7 @@ from typing import Any, Literal
 from towpath.evals.jailbreaks import TRANSFORMS
 from towpath.recipe import Recipe
 
-Kind = Literal["sample", "score", "train"]
+Kind = Literal["sample", "greedy", "score", "train"]
 UNITS = {
     "score": "log-probabilities by the policy's model",
     "reward": "a score by the reward model",
@@ -22,6 +22,8 @@ DISGUISE_TOKENS = 60
 """By which a transform of a harmful prompt makes it longer, on average."""
 PROBE_TOKENS = 24
 """Longest answer to a safety probe while a policy is validated (towpath.rollout.experience)."""
+LONGEST_OF_FEW = 1.5
+"""The longest of a few answers over the mean."""
 DECIDED = 0.8
 """Share of comparisons that become pairs, until labels are there: the others are ties, or near-identical."""
 MAX_PROBED = 4096
@@ -49,6 +51,8 @@ class Counts:
     """Mean of sampled answers; None where it is not known."""
     pairs: int | None = None
     """Comparisons that are decided by labels; None: as many as are sampled."""
+    longest_prompt: int = 0
+    """Tokens of the longest prompt that a trial has seen; 0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,15 @@ def _policy(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     yield Work("validation", "score", rows, **shape, unit="experience")
 
 
+def _greedy_samples(recipe: Recipe, counts: Counts) -> Iterator[Work]:
+    """Of each model, which are compared side by side: a few rows that take as long as the longest."""
+    longest = recipe.evaluate.max_new_tokens
+    tuned = min(longest, LONGEST_OF_FEW * answer_length(counts, longest))
+    lengths = [tuned, tuned, *([longest] if recipe.sft.method != "none" else [])]
+    for length in lengths:
+        yield Work("greedy samples", "greedy", 1, counts.prompt_tokens, length, length)
+
+
 def _evaluate(recipe: Recipe, counts: Counts, stages: Collection[str]) -> Iterator[Work]:
     cfg = recipe.evaluate
     heldout = _heldout(recipe, counts)
@@ -229,8 +242,7 @@ def _evaluate(recipe: Recipe, counts: Counts, stages: Collection[str]) -> Iterat
         disguised = min(cfg.jailbreak_prompts, counts.harmful) * len(TRANSFORMS)
         prompt = counts.prompt_tokens + DISGUISE_TOKENS
         yield Work("answers to disguised requests", "sample", 2 * disguised, prompt, longest, longest)
-    models = 3 if recipe.sft.method != "none" else 2
-    yield Work("greedy samples", "sample", 3 * models, counts.prompt_tokens, longest, longest)
+    yield from _greedy_samples(recipe, counts)
     shape: dict[str, Any] = {"prompt": counts.prompt_tokens, "answer": answer_length(counts, longest)}
     yield Work("KL", "score", heldout, **shape, repeats=2)
     held_out = round(recipe.sft.validation * counts.demonstrations)

@@ -80,8 +80,10 @@ def speed_by_formula(recipe: Recipe, device: Device, parameters: float) -> Speed
 
 
 def sampled_length(run: Path) -> float | None:
-    """Mean tokens of the completions that the newest sample stage has sampled; None before."""
-    return _newest_result(run, "sample").get("mean_tokens")
+    """Mean tokens of the completions that the newest sample stage has sampled, or of the tuned model's answers in the
+    baseline stage; None before."""
+    results = (_newest_result(run, stage) for stage in ("sample", "baseline"))
+    return next((result["mean_tokens"] for result in results if result.get("mean_tokens")), None)
 
 
 def decided_pairs(run: Path) -> int | None:

@@ -224,6 +224,7 @@ class Pipeline:
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
             "peak_memory_bytes": memory.peak_bytes() + manifest.peak_of_workers(stage.folder),
+            "peak_device_bytes": memory.device_peak_bytes() + manifest.peak_of_workers(stage.folder, on_gpus=True),
             "workers": _workers(stage.folder),
             "restarts": manifest.read_restarts(stage.folder),
             "findings": [asdict(finding) for finding in findings],

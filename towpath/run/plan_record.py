@@ -156,7 +156,7 @@ def _measured(name: str, folder: Path, recorded: Mapping[str, Any]) -> StageProg
         memory = int(recorded["memory"]["bytes"]) if recorded["memory"] else None
     manifest = read_object(folder / MANIFEST) or {}
     if manifest.get("status") == "done":
-        peak = manifest.get("peak_memory_bytes")
+        peak = manifest.get("peak_device_bytes") or manifest.get("peak_memory_bytes")
         seconds = _seconds_taken(name, folder, manifest)
         return StageProgress(
             name, "done", planned, seconds, expected, 0.0, memory, int(peak) if is_number(peak) else None

@@ -25,12 +25,13 @@ def run(job: Job[BaselineConfig]) -> dict[str, Any]:
     tuned_prompts = [*prompts, *job.corpus.safety]
     title = "baseline: sft answers"
     tuned = sampled_answers(job, "answers-sft.jsonl", weights, tuned_prompts, "sft", title)[: len(prompts)]
+    mean_tokens = sum(len(completion.token_ids) for completion in tuned) / len(tuned)
     if base is None:
         write_answers(job.folder, prompts, {"sft": tuned}, {}, WinRates())
-        return {"judge": None, "win": None, "judges": [], "off": NOTHING_TO_COMPARE}
+        return {"judge": None, "win": None, "judges": [], "off": NOTHING_TO_COMPARE, "mean_tokens": mean_tokens}
     wins = judge_answers(job, Contest("sft", "sft", "base", prompts, tuned, base))
     write_answers(job.folder, prompts, {"base": base, "sft": tuned}, {}, wins)
-    return wins.result
+    return wins.result | {"mean_tokens": mean_tokens}
 
 
 def _base_answers(job: Job[BaselineConfig], prompts: list[Prompt]) -> list[Completion] | None:

@@ -23,6 +23,7 @@ from towpath.data.batch import Batch, Row, make_row
 from towpath.data.chat import Chat, as_messages
 from towpath.data.corpus import Corpus
 from towpath.models import base, memory
+from towpath.planning.memory import cache_columns
 from towpath.planning.speed import ROWS_AT_ONCE, Measurement, Speed
 from towpath.planning.work import Counts
 from towpath.recipe import Decoding, Lora, Model, Recipe
@@ -43,6 +44,7 @@ TOKENS = 2, 18
 LONG_ROWS = 64
 LONGEST = 160
 """Rows, and new tokens of each at most, of which it is timed how much more a row costs the longer it is."""
+GREEDY_ROWS = 3
 MOST_SAMPLED = 6144
 """Tokens of the prompts of many rows."""
 BATCHES = 4
@@ -76,6 +78,8 @@ def read_texts(recipe: Recipe, run: Path, corpus: Corpus) -> Texts:
 def count_tokens(recipe: Recipe, corpus: Corpus, texts: Texts) -> Counts:
     """What a plan needs to know of the data; lengths are means of the sample."""
     prompt = _mean(texts.prompts)
+    heldout = [texts.chat.prompt(p.messages) for p in (*_some(corpus.heldout), *_some(corpus.safety))]
+    prompts = [*texts.prompts, *heldout]
     demonstrated = _mean([texts.chat.prompt(d.messages) for d in _some(corpus.demonstrations)])
     return Counts(
         len(corpus.train),
@@ -85,6 +89,7 @@ def count_tokens(recipe: Recipe, corpus: Corpus, texts: Texts) -> Counts:
         len(corpus.demonstrations),
         prompt,
         demonstrated + _mean(texts.answers) if corpus.demonstrations else 0.0,
+        longest_prompt=max(map(len, prompts)),
     )
 
 
@@ -118,12 +123,19 @@ def measure(
         score["reward"] = timed.pretrained_reward()
     score["experience"], train["policy"], optimizer["policy"] = timed.policy(score.get("reward", 0.0))
     score["score"] = timed.scoring()
-    timed.greedy_samples()
+    greedy = timed.greedy_samples()
     timed.finish()
-    speed = Speed(**sampling, score=score, train=train, optimizer=optimizer, rows_at_once=ROWS_AT_ONCE * timed.workers)
+    speed = Speed(
+        **sampling,
+        greedy=greedy,
+        score=score,
+        train=train,
+        optimizer=optimizer,
+        rows_at_once=ROWS_AT_ONCE * timed.workers,
+    )
     counts = count_tokens(recipe, corpus, texts)
-    rows, tokens = timed.largest_sample
-    return Measurement(counts, speed, timed.peaks, rows, tokens, timed.number_bytes)
+    rows, columns = timed.sampled_cache
+    return Measurement(counts, speed, timed.peaks, rows, columns, timed.number_bytes)
 
 
 class _Timed:
@@ -136,6 +148,7 @@ class _Timed:
         self.folder = base.find(recipe.model.source, run)
         self.draw = np.random.default_rng(0)
         self.workers = 1
+        self.on_gpus = False
         self.many = max(4 * ROWS[0], min(ROWS[1], round(MOST_SAMPLED / _mean(texts.prompts))))
         self.number_bytes = 4
         self.peaks: dict[str, int] = {}
@@ -150,12 +163,18 @@ class _Timed:
         self._say(part)
         memory.reset_peak()
 
-    def finish(self) -> None:
-        """Note the memory of the part that ends."""
+    def note_memory(self) -> None:
+        """Note the most memory of this part so far; what follows in it does not count."""
         if self._part and self._runtime:
             states = self._runtime.worker_states() if self.workers > 1 else ()
-            whole = memory.peak_bytes() + sum(state.peak_memory_bytes for state in states)
+            own = memory.device_peak_bytes() if self.on_gpus else memory.peak_bytes()
+            whole = own + sum(state.peak_memory_bytes for state in states)
             self.peaks[self._part] = round(whole / max(1, self.workers))
+        self._part = ""
+
+    def finish(self) -> None:
+        """Note the memory of the part that ends."""
+        self.note_memory()
         self._runtime = None
         release_memory()
 
@@ -163,6 +182,7 @@ class _Timed:
         runtime = launch(model or self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
         states = runtime.worker_states()
         self.workers = len(states)
+        self.on_gpus = any(state.device.startswith("cuda") for state in states)
         for state in states:
             state.peak_memory_bytes = 0.0
         self._runtime = runtime
@@ -197,7 +217,7 @@ class _Timed:
 
     def sampling(self) -> dict[str, float]:
         """Seconds of a token step, of a row in it and of each token before that, of a token of a prompt, and of loading
-        the model."""
+        the model, its first use included."""
         self.begin("sampling")
         few, many = ROWS[0], self.many
         brief, more = TOKENS
@@ -213,11 +233,16 @@ class _Timed:
                 step = max(0.0, whole - less) / (more - brief)
                 return step, max(0.0, less - brief * step)
 
-            of_few, _ = step_of(few)
-            of_many, before = step_of(many)
+            begin = time.perf_counter()
+            engine.generate(self.requests(few, brief))
+            first = time.perf_counter() - begin
             begin = time.perf_counter()
             answers = engine.generate(self.requests(LONG_ROWS, min(LONGEST, self.longest)))
             seconds = time.perf_counter() - begin
+            self.note_memory()
+            of_few, before_few = step_of(few)
+            load += max(0.0, first - before_few - brief * of_few)
+            of_many, before = step_of(many)
         self.number_bytes = 2 if runtime.environment()["arithmetic"] == "bfloat16" else 4
         # seconds = rows * prompt * p + steps * s + row tokens * (r + tokens before * c)
         row = max(0.0, of_many - of_few) / (many - few)
@@ -231,11 +256,10 @@ class _Timed:
         return {"step": step, "row": row, "context": context, "prompt": prompt, "load": load}
 
     @property
-    def largest_sample(self) -> tuple[int, float]:
-        """Rows, and tokens of each, of the largest cache that `sampling` had."""
-        prompt = _mean(self.texts.prompts)
-        samples = (self.many, prompt + max(TOKENS)), (LONG_ROWS, prompt + min(LONGEST, self.longest))
-        return max(samples, key=lambda sample: sample[0] * sample[1])
+    def sampled_cache(self) -> tuple[int, int]:
+        """Rows of a worker, and columns of each, of the cache that `sampling` had while its memory was counted."""
+        prompt = max(map(len, self.texts.prompts))
+        return LONG_ROWS // self.workers, cache_columns(prompt, min(LONGEST, self.longest), self.on_gpus)
 
     @property
     def longest(self) -> int:
@@ -253,14 +277,19 @@ class _Timed:
         ]
         return seconds_per_token(batches, lambda batch: runtime.score("model", batch, ("logp",)))
 
-    def greedy_samples(self) -> None:
-        """What the evaluation's greedy answers in float32 have in memory."""
+    def greedy_samples(self) -> float:
+        """Seconds of a token step of the evaluation's greedy answers, which are sampled in float32."""
         self.begin("greedy samples")
         model = self.recipe.model.model_copy(update={"dtype": "float32"})
         runtime = self.launch(training=False, model=model)
         runtime.open({"model": RoleSpec(self.folder)})
+        seconds: list[float] = []
         with self.engine(runtime, "model") as engine:
-            engine.generate(self.requests(3, min(TOKENS)))
+            for tokens in (TOKENS[0], *TOKENS):  # the first is not counted
+                begin = time.perf_counter()
+                engine.generate(self.requests(GREEDY_ROWS, tokens), greedy=True)
+                seconds.append(time.perf_counter() - begin)
+        return max(0.0, seconds[2] - seconds[1]) / (TOKENS[1] - TOKENS[0])
 
     def fine_tuning(self, corpus: Corpus) -> tuple[float, float]:
         """Seconds of a token that is trained on, and of an optimizer step."""

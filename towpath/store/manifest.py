@@ -109,9 +109,11 @@ def read_workers(folder: Path) -> dict[str, Any]:
     return content if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else {}
 
 
-def peak_of_workers(folder: Path) -> int:
-    """The most bytes of memory that the workers of a stage had, as far as they were seen."""
-    return round(sum(row.get("peak_memory_bytes", 0.0) for row in read_workers(folder).get("workers", ())))
+def peak_of_workers(folder: Path, on_gpus: bool = False) -> int:
+    """The most bytes of memory that the workers of a stage had, as far as they were seen; or those on GPUs alone."""
+    rows = read_workers(folder).get("workers", ())
+    counted = [row for row in rows if not on_gpus or str(row.get("device", "")).startswith("cuda")]
+    return round(sum(row.get("peak_memory_bytes", 0.0) for row in counted))
 
 
 def invalidate(folder: Path) -> None:
