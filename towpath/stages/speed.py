@@ -164,7 +164,7 @@ class _Timed:
         memory.reset_peak()
 
     def note_memory(self) -> None:
-        """Note the most memory of this part so far; what follows in it does not count."""
+        """Note the most memory of this part; what follows in it does not count."""
         if self._part and self._runtime:
             states = self._runtime.worker_states() if self.workers > 1 else ()
             own = memory.device_peak_bytes() if self.on_gpus else memory.peak_bytes()

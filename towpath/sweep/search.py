@@ -133,15 +133,26 @@ def choose_settings(
     seed = recipe.seed
     if recipe.sweep.sampler == "random":
         return sampler.draw_random(plan.space, seed, number)
-    if recipe.sweep.sampler == "tpe":
+    if recipe.sweep.sampler in ("gp", "tpe"):
         rows = [sampler.Observation(r.number, r.settings, verdict.sampler_value(r, recipe.sweep)) for r in records]
-        return sampler.draw_tpe(plan.space, seed, number, rows)
+        rows += _unfinished(rows, number, settings_of)
+        return sampler.draw_by_model(plan.space, seed, number, rows, recipe.sweep.sampler)
     usual = str((keys(Recipe)["policy.learning_rate"].json_schema_extra or {}).get("usual", ""))
     first = rules.conservative_settings(plan.space, own, usual, recipe.policy.method)
     trials = [
         rules.RuleTrial(r.settings, verdict.sampler_value(r, recipe.sweep), _last_kl(r), r.codes) for r in records
     ]
     return rules.next_settings(plan.space, trials, first, plan.target)
+
+
+def _unfinished(
+    rows: Sequence[sampler.Observation], number: int, settings_of: Callable[[int], Settings | None]
+) -> list[sampler.Observation]:
+    """Trials that other processes train, as if they came to the mean: none is drawn twice."""
+    ended = {row.number for row in rows}
+    begun = {other: settings_of(other) for other in range(number) if other not in ended}
+    mean = sum(row.value for row in rows) / max(1, len(rows))
+    return [sampler.Observation(other, settings, mean) for other, settings in begun.items() if settings]
 
 
 def _last_kl(record: TrialRecord) -> float:
