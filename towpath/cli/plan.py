@@ -43,6 +43,7 @@ def plan(
     from towpath.run.what_if import WhatIf
     from towpath.run.worker_plan import as_json as workers_json
     from towpath.run.worker_plan import workers_line
+    from towpath.store.read_once import ReadOnce
     from towpath.view.plan import plan_content, plan_lines
     from towpath.view.plan_page import write_page
 
@@ -58,7 +59,8 @@ def plan(
     if measure:
         with progress("plan: measuring this machine") as work:
             machine_speed.measure_machine(settings, run, load_corpus(settings, run), partial(work.advance, 0))
-    with opened as store:
+    with opened as opened_store:
+        store = ReadOnce(opened_store)
         planned = plan_run(settings, run, data, store, wanted)
         changes = best_changes(
             planned.run, planned_changes(planned, wanted, lambda recipe, what: plan_run(recipe, run, data, store, what))

@@ -14,6 +14,7 @@ from towpath.run.plan_changes import planned_changes
 from towpath.run.plan_record import read_progress
 from towpath.run.run_plan import plan_run
 from towpath.run.what_if import WhatIf
+from towpath.store.read_once import ReadOnce
 from towpath.store.store import Store
 from towpath.view.plan_page import content, progress_rows
 from towpath.web import pages
@@ -56,6 +57,7 @@ def _count(name: str, text: str) -> int:
 def _planned(run: LiveRun, store: Store, wanted: WhatIf) -> dict[str, Any]:
     recipe = load(run.run, run.assignments)
     data = recorded_summary(recipe, run.run)
+    store = ReadOnce(store)
     planned = plan_run(recipe, run.run, data, store, wanted)
     changes = planned_changes(planned, wanted, lambda other, what: plan_run(other, run.run, data, store, what))
     return content(run.run.resolve().name, planned.run, best_changes(planned.run, changes))
