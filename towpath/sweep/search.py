@@ -27,17 +27,19 @@ from towpath.sweep.trial_record import TrialRecord, to_row
 def work(plan: SweepPlan, say: Say, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Work on trials, then on their confirmation, until all have ended; writes the verdict."""
     prepare_process()
-    recipe = plan.recipe
+    with Store.open(location.ledger_location(plan.run, plan.recipe.store.url)) as store, open_trials(plan) as trials:
+        TrialWorker(plan, trial_job(plan, store), trials, say, is_wanted).run()
+
+
+def trial_job(plan: SweepPlan, store: Store) -> TrialJob:
+    """What all trials of a sweep share."""
     by_name = {stage.name: stage for stage in plan.stages}
-    with Store.open(location.ledger_location(plan.run, recipe.store.url)) as store:
-        inputs = {name: by_name[name].folder for name in by_name["policy"].inputs}
-        names = [name for name in ("sft", "baseline", "judge_model") if name in by_name]
-        judge_inputs = {name: by_name[name].folder for name in names}
-        shared = TrialJob(
-            recipe, plan.run, plan.folder, inputs, judge_inputs, plan.corpus, store, plan.judge, plan.target
-        )
-        with open_trials(plan) as trials:
-            TrialWorker(plan, shared, trials, say, is_wanted).run()
+    inputs = {name: by_name[name].folder for name in by_name["policy"].inputs}
+    names = [name for name in ("sft", "baseline", "judge_model") if name in by_name]
+    judge_inputs = {name: by_name[name].folder for name in names}
+    return TrialJob(
+        plan.recipe, plan.run, plan.folder, inputs, judge_inputs, plan.corpus, store, plan.judge, plan.target
+    )
 
 
 class TrialWorker:
