@@ -136,6 +136,14 @@ def test_constraints_exclude_a_winner():
     assert sampler_value(unsafe, Sweep(max_safety_rise=0.1)) == pytest.approx(unsafe.value.value - 0.2)
 
 
+def test_samplers_learn_that_a_trial_ended_early():
+    whole = trial(3, 0.7)
+    half = replace(whole, status="pruned", reason="kl-rising", share=0.5)
+    assert sampler_value(half, Sweep()) == pytest.approx(sampler_value(whole, Sweep()) - 0.1)
+    untrained = replace(whole, status="failed", value=replace(whole.value, value=0.0), share=0.0)
+    assert sampler_value(untrained, Sweep()) == pytest.approx(0.3)
+
+
 def test_finalists_are_the_best_within_constraints_and_the_own_settings():
     records = [trial(0, 0.5), trial(1, 0.9), trial(2, 0.8), trial(3, 0.7), trial(4, 0.6)]
     records[1] = replace(records[1], status="pruned", reason="kl-rising")

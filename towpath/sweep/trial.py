@@ -198,7 +198,7 @@ class TrialWatcher:
         content = {"validations": self.rows, "dollars": self.dollars}
         replace_file(self.folder / CURVE, json.dumps(content))
         fault_point("sweep-curve")
-        steps = json.loads((self.folder / "run_info.json").read_text(encoding="utf-8"))["steps"]
+        steps = self._all_steps()
         self.steps = step + 1
         if self.reason or step + 1 >= steps:
             self.findings = list(self._diagnose())
@@ -211,10 +211,17 @@ class TrialWatcher:
                 self.findings = list(self._diagnose())
                 raise TrialEnd
 
+    @property
+    def share(self) -> float:
+        """Of the training, how much was made."""
+        return self.steps / self._all_steps() if self.steps else 0.0
+
+    def _all_steps(self) -> int:
+        return json.loads((self.folder / "run_info.json").read_text(encoding="utf-8"))["steps"]
+
     def _diagnose(self) -> tuple[Finding, ...]:
         assert self.job is not None
-        steps = json.loads((self.folder / "run_info.json").read_text(encoding="utf-8"))["steps"]
-        facts = stage_facts(self.job.config, self.job.name, self.job.inputs) | {"steps": steps}
+        facts = stage_facts(self.job.config, self.job.name, self.job.inputs) | {"steps": self._all_steps()}
         return diagnose(self.job.log.recorder.history(facts), self.recipe.health.limits)
 
     def _write_start(self, rollouts: Sequence[Rollout], metrics: Mapping[str, float]) -> None:
@@ -293,7 +300,7 @@ def _record(
     findings = pruning.of_settings(watcher.findings)
     return TrialRecord(
         number, settings, seed, status, reason, watcher.steps, curve, value, findings, watcher.judge_name,
-        watcher.dollars, 0.0, rewards,
+        watcher.dollars, 0.0, rewards, watcher.share,
     )  # fmt: skip
 
 

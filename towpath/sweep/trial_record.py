@@ -33,6 +33,8 @@ class TrialRecord:
     seconds: float = 0.0
     rewards: Sequence[float] = field(default_factory=tuple)
     """Mean validation reward, by validation; empty without a reward."""
+    share: float = 1.0
+    """Of its training, how much was made before it ended."""
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -52,7 +54,7 @@ def to_row(record: TrialRecord) -> dict[str, Any]:
     value = asdict(record.value) | {"interval": list(record.value.interval)}
     row = {
         name: getattr(record, name)
-        for name in ("number", "settings", "seed", "status", "reason", "steps", "judge", "dollars", "seconds")
+        for name in ("number", "settings", "seed", "status", "reason", "steps", "judge", "dollars", "seconds", "share")
     }
     return row | {
         "value": value,
@@ -80,6 +82,7 @@ def from_row(row: Mapping[str, Any]) -> TrialRecord:
         float(row["dollars"]),
         float(row["seconds"]),
         tuple(row["rewards"]),
+        float(row.get("share", 1.0)),
     )
 
 

@@ -11,6 +11,8 @@ from towpath.sweep.space import Settings
 from towpath.sweep.trial_record import TrialRecord
 
 Outcome = Literal["better", "no difference shown", "own settings", "not confirmed"]
+EARLY_END = 0.2
+"""By which a trial that ended at once is worth less to samplers than one with its win rate that did not."""
 OWN = 0
 """The trial with the recipe's own settings."""
 
@@ -64,9 +66,13 @@ def breaks(record: TrialRecord, sweep: Sweep) -> str:
 
 
 def sampler_value(record: TrialRecord, sweep: Sweep) -> float:
-    """What samplers learn from: the value, less the amount by which constraints are broken."""
+    """What samplers learn from: the value, less the amount by which constraints are broken, and less the earlier a
+    trial has ended, since it cannot win; a trial that could not be trained is the worst of those."""
+    if record.status == "failed":
+        return 0.5 - EARLY_END
     short = max(0.0, sweep.min_length_controlled - record.value.length_controlled)
-    return record.value.value - short - max(0.0, record.value.safety_rise - sweep.max_safety_rise)
+    early = EARLY_END * (1 - record.share) if record.status == "pruned" else 0.0
+    return record.value.value - short - max(0.0, record.value.safety_rise - sweep.max_safety_rise) - early
 
 
 def judge_sweep(
