@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from classifiers_of_others import make_classifier, make_language_model
 from command import towpath
@@ -21,10 +22,12 @@ from towpath.errors import DataError, RecipeError
 from towpath.planning.amounts import TRUST, Amount, span, spans, total
 from towpath.planning.devices import TrainedSize, formula_speed, layers_of, load_devices, parse_devices, parse_size
 from towpath.planning.estimate import stage_times
+from towpath.planning.memory import CACHE_STRIDE, cache_columns
 from towpath.planning.sizes import gigabytes
 from towpath.planning.speed import Speed, seconds_of
-from towpath.planning.work import UNITS, Counts, Work, stage_work
+from towpath.planning.work import UNITS, Counts, Work, compared_answers, stage_work
 from towpath.recipe import Recipe
+from towpath.rollout.cache import STRIDE, room
 from towpath.run.fingerprint import plan_stages, stage_kinds
 from towpath.run.loading import load_corpus
 from towpath.run.machine_speed import decided_pairs, sampled_length
@@ -50,6 +53,37 @@ SPEED = Speed(
 
 def result_of(run: Path, stage: str) -> dict:
     return json.loads(next(run.glob(f"stages/{stage}/*/manifest.json")).read_text())["result"]
+
+
+@pytest.mark.parametrize("completions", [2, 3, 4])
+def test_answers_that_are_in_several_pairs_count_once(completions: int) -> None:
+    draws = np.random.default_rng(0)
+    prompts, share = 4000, 0.3
+    pairs = [(i, j) for i in range(completions) for j in range(i)]
+    decided = draws.random((prompts, len(pairs))) < share
+    used = np.zeros((prompts, completions), dtype=bool)
+    for k, pair in enumerate(pairs):
+        for answer in pair:
+            used[:, answer] |= decided[:, k]
+    assert compared_answers(int(decided.sum()), prompts, completions, 0.0) == pytest.approx(used.sum(), rel=0.03)
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [(20, 10), (31, 40), (31, 160), (48, 1), (64, 300)])
+def test_cache_columns_are_those_of_the_cache(prompt: int, answer: int) -> None:
+    widths = [prompt + room(prompt, double=True)]
+    while widths[-1] < prompt + answer:
+        widths.append(widths[-1] + room(widths[-1], double=True))
+    before = widths[-2] if len(widths) > 1 else prompt if widths[0] == 2 * prompt else 0
+    assert cache_columns(prompt, answer, on_gpu=False) == widths[-1] + before
+    assert CACHE_STRIDE == STRIDE
+    assert 0 <= cache_columns(prompt, answer, on_gpu=True) - prompt - answer < STRIDE
+
+
+def test_sampling_costs_more_the_longer_its_rows_are() -> None:
+    speed = replace(SPEED, context=1e-6)
+    work = Work("completions", "sample", rows=100, prompt=50, answer=40, longest=40)
+    alone = seconds_of("sample", [work], SPEED)["completions"]
+    assert seconds_of("sample", [work], speed)["completions"] == pytest.approx(alone + 100 * 40 * 1e-6 * (50 + 20))
 
 
 @pytest.mark.slow
