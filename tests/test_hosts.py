@@ -255,7 +255,7 @@ def stage(run: Path, *settings: str) -> list[str]:
     return ["stage", "sft", str(run), *SETTINGS, "--set", "cluster.threads=1", *settings]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_torchrun_on_two_nodes_gives_the_bits_of_four_workers(tmp_path):
     """Two tasks on each of two nodes, which are both this host."""
     for name in ("group", "tasks"):

@@ -64,7 +64,7 @@ def can_compile() -> bool:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(not can_compile(), reason="torch.compile cannot compile here")
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_layers_give_the_same_curve(tmp_path):
