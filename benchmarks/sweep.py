@@ -11,7 +11,7 @@ side of the target KL are measured on held-out prompts with 64 answers each and 
 is done for hand-tuned settings (the rate of benchmarks/frontier.py with several coefficients); the best of them at the
 target KL is the reference.
 
-python -m benchmarks.sweep [--seeds 0,1,2] [--samplers gp,random,rules,tpe] [--trials 20] [--folder DIR] [--json OUT]
+python -m benchmarks.sweep [--seeds 0,1,2] [--samplers rules,tpe,random] [--trials 20] [--folder DIR] [--json OUT]
 
 Restartable: run folders are kept in DIR, results in OUT.
 """
@@ -285,7 +285,7 @@ def main() -> None:
     """Run everything that is missing and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--samplers", default="gp,random,rules,tpe")
+    parser.add_argument("--samplers", default="rules,tpe,random")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("sweep-benchmark"))
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "sweep.json")

@@ -1,7 +1,5 @@
 """Samplers and rules: functions of the seed, the trial's number and the trials that have ended."""
 
-from typing import Any
-
 import pytest
 
 from towpath.recipe import Recipe
@@ -27,39 +25,36 @@ def observations(count: int) -> list[Observation]:
     return [Observation(i, row, 1 - abs(row["policy.kl.coef"] - 0.1)) for i, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize("kind", ["gp", "tpe"])
 @pytest.mark.parametrize("count", [2, 8])
-def test_draw_depends_on_seed_number_and_trials_alone(count: int, kind: Any):
+def test_draw_depends_on_seed_number_and_trials_alone(count: int):
     rows = observations(count)
-    first = sampler.draw_by_model(SPACE, 0, count, rows, kind)
-    assert first == sampler.draw_by_model(SPACE, 0, count, rows[::-1], kind)
-    if count < sampler.STARTUP:
-        assert first != sampler.draw_by_model(SPACE, 1, count, rows, kind)
-        assert first != sampler.draw_by_model(SPACE, 0, count + 1, rows, kind)
+    first = sampler.draw_tpe(SPACE, 0, count, rows)
+    assert first == sampler.draw_tpe(SPACE, 0, count, rows[::-1])
+    assert first != sampler.draw_tpe(SPACE, 1, count, rows)
+    assert first != sampler.draw_tpe(SPACE, 0, count + 1, rows)
     assert all(search_range.contains(first[key]) for key, search_range in SPACE.items())
 
 
-@pytest.mark.parametrize("kind", ["gp", "tpe"])
-def test_models_learn_from_values(kind: Any):
+def test_tpe_learns_from_values():
     rows = observations(20)
-    near = sum(sampler.draw_by_model(SPACE, 0, 100 + i, rows, kind)[COEF] < 0.35 for i in range(12))
+    near = sum(sampler.draw_tpe(SPACE, 0, 100 + i, rows)[COEF] < 0.35 for i in range(12))
     flipped = [Observation(o.number, o.settings, -o.value) for o in rows]
-    far = sum(sampler.draw_by_model(SPACE, 0, 100 + i, flipped, kind)[COEF] < 0.35 for i in range(12))
+    far = sum(sampler.draw_tpe(SPACE, 0, 100 + i, flipped)[COEF] < 0.35 for i in range(12))
     assert near > far
 
 
 def test_settings_outside_the_space_teach_nothing():
     outside = Observation(0, OWN | {COEF: 5.0}, 0.9)
     rows = observations(6)
-    assert sampler.draw_by_model(SPACE, 0, 6, [outside, *rows[:4]], "gp") == sampler.draw_random(SPACE, 0, 6)
+    assert sampler.draw_tpe(SPACE, 0, 6, [outside, *rows[:4]]) == sampler.draw_random(SPACE, 0, 6)
 
 
 def test_a_trial_elsewhere_keeps_others_away():
     """Two processes that ask at once do not train the same settings."""
     rows = observations(12)
-    first = sampler.draw_by_model(SPACE, 0, 12, rows, "gp")
+    first = sampler.draw_tpe(SPACE, 0, 12, rows)
     mean = sum(row.value for row in rows) / len(rows)
-    second = sampler.draw_by_model(SPACE, 0, 13, [*rows, Observation(12, first, mean)], "gp")
+    second = sampler.draw_tpe(SPACE, 0, 13, [*rows, Observation(12, first, mean)])
     assert abs(second[COEF] / first[COEF] - 1) > 0.01 or second["policy.group"] != first["policy.group"]
 
 

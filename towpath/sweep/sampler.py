@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from towpath.data.draws import generator, uniforms
 from towpath.errors import RecipeError
@@ -28,23 +28,17 @@ def draw_random(space: Space, seed: int, number: int) -> Settings:
     return {key: search_range.at(float(u)) for (key, search_range), u in zip(space.items(), shares, strict=True)}
 
 
-def draw_by_model(
-    space: Space, seed: int, number: int, observations: Sequence[Observation], kind: Literal["gp", "tpe"]
-) -> Settings:
-    """Settings by a model of the trials, which Optuna's sampler is given in their order; at random while there are
-    few."""
+def draw_tpe(space: Space, seed: int, number: int, observations: Sequence[Observation]) -> Settings:
+    """Settings by Optuna's TPE, which is given the trials in their order; at random while there are few."""
     inside = [o for o in observations if all(r.contains(o.settings.get(key)) for key, r in space.items())]
     if len(inside) < STARTUP:
         return draw_random(space, seed, number)
     optuna = import_optuna()
     forms = {key: distribution(search_range) for key, search_range in space.items()}
-    draw = int(generator(seed, f"sweep/{kind}", number).integers(2**31))
+    draw = int(generator(seed, "sweep/tpe", number).integers(2**31))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if kind == "gp":
-            sampler = optuna.samplers.GPSampler(seed=draw, n_startup_trials=0, deterministic_objective=False)
-        else:
-            sampler = optuna.samplers.TPESampler(seed=draw, n_startup_trials=0, multivariate=True)
+        sampler = optuna.samplers.TPESampler(seed=draw, n_startup_trials=0, multivariate=True)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for observation in sorted(inside, key=lambda o: o.number):
             settings = {key: observation.settings[key] for key in space}

@@ -135,10 +135,10 @@ def choose_settings(
     seed = recipe.seed
     if recipe.sweep.sampler == "random":
         return sampler.draw_random(plan.space, seed, number)
-    if recipe.sweep.sampler in ("gp", "tpe"):
+    if recipe.sweep.sampler == "tpe":
         rows = [sampler.Observation(r.number, r.settings, verdict.sampler_value(r, recipe.sweep)) for r in records]
         rows += _unfinished(rows, number, settings_of)
-        return sampler.draw_by_model(plan.space, seed, number, rows, recipe.sweep.sampler)
+        return sampler.draw_tpe(plan.space, seed, number, rows)
     usual = str((keys(Recipe)["policy.learning_rate"].json_schema_extra or {}).get("usual", ""))
     first = rules.conservative_settings(plan.space, own, usual, recipe.policy.method)
     trials = [
