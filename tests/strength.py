@@ -41,17 +41,17 @@ W = "towpath/web/"
 BREAKAGES = [
     # sweep
     Breakage(
-        "first passage of the target KL counts",
+        "validation nearest to the target KL counts alone",
         "towpath/sweep/objective.py",
-        "for i in range(len(kl) - 1, 0, -1):",
-        "for i in range(1, len(kl)):",
+        "np.exp((distance_V.min() - distance_V) / 2)",
+        "np.exp((distance_V.min() - distance_V) * 1e6)",
         "tests/test_sweep_objective.py",
     ),
     Breakage(
-        "best validation of a trial that does not reach the target",
+        "largest KL of a trial that does not reach the target",
         "towpath/sweep/objective.py",
-        "    return float(y[-1]), reached",
-        "    return float(y.max()), reached",
+        "float(kl[-1]) if len(kl)",
+        "float(kl.max()) if len(kl)",
         "tests/test_sweep_objective.py",
     ),
     Breakage(

@@ -61,6 +61,7 @@ def test_the_bend_of_a_concave_curve_costs_little():
 def test_nothing_is_extrapolated():
     value, reached = at([0.1, 0.2], [0.7, 0.6], 0.5)
     assert 0.6 < value < 0.7 and not reached
+    assert at([0.3, 0.1], [0.7, 0.6], 0.5) == (pytest.approx(0.6, abs=0.005), False)
     assert at([], [], 0.5) == (0.5, False)
     assert at([-0.01], [0.5], 0.5) == (0.5, False)
     assert at([0.25], [0.95], 0.5)[0] == pytest.approx(0.95)

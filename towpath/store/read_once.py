@@ -16,11 +16,11 @@ class ReadOnce(Store):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store._engine)
-        self._kept: dict[Any, Any] = {}
+        self._results: dict[Any, Any] = {}
 
     def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a reading function with these arguments, as it was the first time."""
         key = (work, args, tuple(sorted(kwargs.items())))
-        if key not in self._kept:
-            self._kept[key] = super().read(work, *args, **kwargs)
-        return self._kept[key]
+        if key not in self._results:
+            self._results[key] = super().read(work, *args, **kwargs)
+        return self._results[key]

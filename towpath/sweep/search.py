@@ -152,9 +152,9 @@ def _unfinished(
 ) -> list[sampler.Observation]:
     """Trials that other processes train, as if they came to the mean: none is drawn twice."""
     ended = {row.number for row in rows}
-    begun = {other: settings_of(other) for other in range(number) if other not in ended}
+    running = {other: settings_of(other) for other in range(number) if other not in ended}
     mean = sum(row.value for row in rows) / max(1, len(rows))
-    return [sampler.Observation(other, settings, mean) for other, settings in begun.items() if settings]
+    return [sampler.Observation(other, settings, mean) for other, settings in running.items() if settings]
 
 
 def _last_kl(record: TrialRecord) -> float:
