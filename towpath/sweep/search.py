@@ -136,13 +136,17 @@ def choose_settings(
     if recipe.sweep.sampler == "random":
         return sampler.draw_random(plan.space, seed, number)
     if recipe.sweep.sampler == "tpe":
-        rows = [sampler.Observation(r.number, r.settings, verdict.sampler_value(r, recipe.sweep)) for r in records]
+        rows = [
+            sampler.Observation(r.number, r.settings, verdict.sampler_value(r, recipe.sweep, plan.target))
+            for r in records
+        ]
         rows += _unfinished(rows, number, settings_of)
         return sampler.draw_tpe(plan.space, seed, number, rows)
     usual = str((keys(Recipe)["policy.learning_rate"].json_schema_extra or {}).get("usual", ""))
     first = rules.conservative_settings(plan.space, own, usual, recipe.policy.method)
     trials = [
-        rules.RuleTrial(r.settings, verdict.sampler_value(r, recipe.sweep), _last_kl(r), r.codes) for r in records
+        rules.RuleTrial(r.settings, verdict.sampler_value(r, recipe.sweep, plan.target), _last_kl(r), r.codes)
+        for r in records
     ]
     return rules.next_settings(plan.space, trials, first, plan.target)
 
