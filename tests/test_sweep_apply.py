@@ -136,7 +136,7 @@ def test_constraints_exclude_a_winner():
     assert sampler_value(unsafe, Sweep(max_safety_rise=0.1), 0.5) == pytest.approx(unsafe.value.value - 0.2)
 
 
-def test_samplers_learn_that_a_trial_ended_early():
+def test_samplers_learn_that_a_trial_ended_early_or_stayed_near():
     whole = trial(3, 0.7)
     half = replace(whole, status="pruned", reason="kl-rising", share=0.5)
     assert sampler_value(half, Sweep(), 0.5) == pytest.approx(sampler_value(whole, Sweep(), 0.5) - 0.1)

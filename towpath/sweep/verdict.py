@@ -68,9 +68,9 @@ def breaks(record: TrialRecord, sweep: Sweep) -> str:
 
 
 def sampler_value(record: TrialRecord, sweep: Sweep, target: float) -> float:
-    """What samplers learn from: the value, less the amount by which constraints are broken, less the earlier a trial has
-    ended, since it cannot win, and less the further it stayed from the target KL; a trial that could not be trained
-    is the worst of those."""
+    """What samplers learn from: the value, less the amount by which constraints are broken, less the earlier a trial
+    has ended, since it cannot win, and less the further it stayed from the target KL; one that could not be trained is
+    the worst of those."""
     if record.status == "failed":
         return 0.5 - EARLY_END
     short = max(0.0, sweep.min_length_controlled - record.value.length_controlled)
