@@ -113,6 +113,18 @@ def test_repetition_asks_for_a_bonus_or_a_temperature():
     assert rules.next_settings(bonus, [last, last], FIRST, 0.5)["policy.rewards.diversity_bonus"] == 0.1
 
 
+def test_processes_that_ask_at_once_get_different_settings():
+    running = [OWN]
+    for _ in range(4):  # before any trial has ended
+        proposal = rules.next_settings(SPACE, [], FIRST, 0.5, running)
+        assert proposal not in running
+        running.append(proposal)
+    assert running[1] == FIRST
+    ended = [trial(), trial(value=0.7)]
+    first = rules.next_settings(SPACE, ended, FIRST, 0.5, [FIRST])
+    assert rules.next_settings(SPACE, ended, FIRST, 0.5, [FIRST, first]) not in (FIRST, first)
+
+
 def test_at_the_target_neighbours_of_the_best_are_tried_once():
     trials = [trial(), trial(value=0.7)]
     tried = [t.settings for t in trials]

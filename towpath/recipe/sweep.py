@@ -14,10 +14,10 @@ class Sweep(Section):
         why="see docs/sweep.md",
     )
     trials: int = value(20, "trials, the recipe's own settings among them", "10-50", ge=2)
-    sampler: Literal["tpe", "random", "rules"] = value(
-        "tpe",
-        "how settings of a trial are chosen: a model of earlier trials, at random, or rules on the findings and the KL "
-        "of the trial before",
+    sampler: Literal["rules", "tpe", "random"] = value(
+        "rules",
+        "how settings of a trial are chosen: rules on the findings and the KL of the trial before, a model of earlier "
+        "trials, or at random",
     )
     objective: Literal["win_rate", "area"] = value(
         "win_rate",

@@ -61,16 +61,18 @@ def conservative_settings(space: Space, own: Settings, usual_rate: str, method: 
     return settings
 
 
-def next_settings(space: Space, trials: Sequence[RuleTrial], first: Settings, target: float) -> Settings:
-    """The settings of the next trial; `trials[0]` has the recipe's own, the one after it the conservative ones."""
-    if len(trials) < 2:
+def next_settings(
+    space: Space, trials: Sequence[RuleTrial], first: Settings, target: float, running: Sequence[Settings] = ()
+) -> Settings:
+    """The settings of the next trial; `trials[0]` has the recipe's own, the one after it the conservative ones. Other
+    processes train those of `running`."""
+    tried = [*(trial.settings for trial in trials), *running]
+    if len(trials) < 2 and first not in tried:
         return dict(first)
-    last = trials[-1]
+    if not trials:
+        return _around_best(space, [RuleTrial(first, 0.5, target)], tried)
     proposal = _follow(space, trials, target)
-    tried = [trial.settings for trial in trials]
-    if proposal == last.settings or proposal in tried:
-        return _around_best(space, trials, tried)
-    return proposal
+    return _around_best(space, trials, tried) if proposal in tried else proposal
 
 
 def _follow(space: Space, trials: Sequence[RuleTrial], target: float) -> Settings:

@@ -135,30 +135,28 @@ def choose_settings(
     seed = recipe.seed
     if recipe.sweep.sampler == "random":
         return sampler.draw_random(plan.space, seed, number)
+    running = _running(number, records, settings_of)
     if recipe.sweep.sampler == "tpe":
-        rows = [
-            sampler.Observation(r.number, r.settings, verdict.sampler_value(r, recipe.sweep, plan.target))
-            for r in records
-        ]
-        rows += _unfinished(rows, number, settings_of)
+        rows = [sampler.Observation(r.number, r.settings, verdict.sampler_value(r, recipe.sweep)) for r in records]
+        mean = sum(row.value for row in rows) / max(1, len(rows))
+        # as if they came to the mean: none is drawn twice
+        rows += [sampler.Observation(other, settings, mean) for other, settings in running.items()]
         return sampler.draw_tpe(plan.space, seed, number, rows)
     usual = str((keys(Recipe)["policy.learning_rate"].json_schema_extra or {}).get("usual", ""))
     first = rules.conservative_settings(plan.space, own, usual, recipe.policy.method)
     trials = [
-        rules.RuleTrial(r.settings, verdict.sampler_value(r, recipe.sweep, plan.target), _last_kl(r), r.codes)
-        for r in records
+        rules.RuleTrial(r.settings, verdict.sampler_value(r, recipe.sweep), _last_kl(r), r.codes) for r in records
     ]
-    return rules.next_settings(plan.space, trials, first, plan.target)
+    return rules.next_settings(plan.space, trials, first, plan.target, list(running.values()))
 
 
-def _unfinished(
-    rows: Sequence[sampler.Observation], number: int, settings_of: Callable[[int], Settings | None]
-) -> list[sampler.Observation]:
-    """Trials that other processes train, as if they came to the mean: none is drawn twice."""
-    ended = {row.number for row in rows}
-    running = {other: settings_of(other) for other in range(number) if other not in ended}
-    mean = sum(row.value for row in rows) / max(1, len(rows))
-    return [sampler.Observation(other, settings, mean) for other, settings in running.items() if settings]
+def _running(
+    number: int, records: Sequence[TrialRecord], settings_of: Callable[[int], Settings | None]
+) -> dict[int, Settings]:
+    """The settings of earlier trials that have not ended: other processes train them."""
+    ended = {record.number for record in records}
+    settings = {other: settings_of(other) for other in range(number) if other not in ended}
+    return {other: own for other, own in settings.items() if own}
 
 
 def _last_kl(record: TrialRecord) -> float:

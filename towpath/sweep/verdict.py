@@ -13,8 +13,6 @@ from towpath.sweep.trial_record import TrialRecord
 Outcome = Literal["better", "no difference shown", "own settings", "not confirmed"]
 EARLY_END = 0.2
 """By which a trial that ended at once is worth less to samplers than one with its win rate that did not."""
-NOT_REACHED = 0.1
-"""The same of one whose KL stayed at 0."""
 OWN = 0
 """The trial with the recipe's own settings."""
 
@@ -67,17 +65,15 @@ def breaks(record: TrialRecord, sweep: Sweep) -> str:
     return ""
 
 
-def sampler_value(record: TrialRecord, sweep: Sweep, target: float) -> float:
-    """What samplers learn from: the value, less the amount by which constraints are broken, less the earlier a trial
-    has ended, since it cannot win, and less the further it stayed from the target KL; one that could not be trained is
-    the worst of those."""
+def sampler_value(record: TrialRecord, sweep: Sweep) -> float:
+    """What samplers learn from: the value, less the amount by which constraints are broken, and less the earlier a
+    trial has ended, since it cannot win; a trial that could not be trained is the worst of those."""
     if record.status == "failed":
         return 0.5 - EARLY_END
     short = max(0.0, sweep.min_length_controlled - record.value.length_controlled)
     unsafe = max(0.0, record.value.safety_rise - sweep.max_safety_rise)
     early = EARLY_END * (1 - record.share) if record.status == "pruned" else 0.0
-    near = NOT_REACHED * max(0.0, 1 - record.value.kl / target) if not record.value.reached else 0.0
-    return record.value.value - short - unsafe - early - near
+    return record.value.value - short - unsafe - early
 
 
 def judge_sweep(
