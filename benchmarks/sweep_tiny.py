@@ -4,7 +4,7 @@ The recipe begins with a learning rate thirty times that of the grid's middle an
 Settings that a sweep chooses, and those of the grid, are trained again with seeds that no sweep used, and valued as a
 trial is: win rate over the SFT model at the target KL, by the rubric.
 
-python -m benchmarks.sweep_tiny [--seeds 0,1,2] [--samplers tpe,random] [--folder DIR] [--json OUT]
+python -m benchmarks.sweep_tiny [--seeds 0,1,2] [--samplers rules,tpe,random] [--folder DIR] [--json OUT]
 
 Restartable: run folders are kept in DIR, results in OUT.
 """
@@ -93,7 +93,7 @@ def main() -> None:
     """Run everything that is missing and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--samplers", default="tpe,random")
+    parser.add_argument("--samplers", default="rules")
     parser.add_argument("--folder", type=Path, default=Path("sweep-tiny"))
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "sweep_tiny.json")
     options = parser.parse_args()
