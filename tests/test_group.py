@@ -251,6 +251,29 @@ def test_updates_of_one_worker_have_the_same_bits(name, tiny_folder, tmp_path) -
 
 
 @pytest.mark.slow
+def test_weights_with_low_bits_are_restored_on_all_workers(tiny_folder, tmp_path) -> None:
+    """Weights in bfloat16 with the 16 bits that training needs besides, which gloo does not send as they are."""
+    runtime = launch_with(2, torch.bfloat16, False, Model(source="tiny"), 0)
+    update(runtime, "sft", tiny_folder, 4)
+    before = trained_state(runtime, tmp_path / "before")
+    assert any(key.startswith("low_bits:") and tensor.element_size() == 2 for key, tensor in before.items())
+    best = runtime.snapshot()
+    runtime.forward_backward(
+        sft.TRAINS, Batch(rows_of(8, 9)), Loss(sft.__name__, Sft().model_dump()), sft.weigh(Batch(rows_of(8, 9)), Sft())
+    )
+    runtime.step(1.0, 1.0)
+    moved = trained_state(runtime, tmp_path / "moved")
+    runtime.restore(best)
+    restored = trained_state(runtime, tmp_path / "restored")
+    learned = [key for key in before if not key.startswith("adam:")]
+    assert all(torch.equal(restored[key], before[key]) for key in learned)
+    assert not all(torch.equal(moved[key], before[key]) for key in learned)
+    runtime.read_state(tmp_path / "moved")
+    again = trained_state(runtime, tmp_path / "again")
+    assert all(torch.equal(again[key], tensor) for key, tensor in moved.items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_checkpoint_has_no_number_of_workers(shard, tiny_folder, tmp_path) -> None:
     """Written by three workers, then read and written by two, by one process, by one worker, and by three: the same

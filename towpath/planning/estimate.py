@@ -55,7 +55,8 @@ def stage_times(
             continue
         rounds = recipe.rounds if stage in ("sample", "reward", "policy", "evaluate") else 1
         parts = seconds_of(stage, works, speed, workers)
-        parts["loading and saving"] = LOADS[stage] * speed.load + STAGE_SECONDS
+        trained = "reward" if stage == "judge_model" else stage
+        parts["loading and saving"] = LOADS[stage] * speed.load + STAGE_SECONDS + speed.first.get(trained, 0.0)
         total = sum(parts.values())
         ends = [
             sum(seconds_of(stage, own[stage], speed, workers).values()) + parts["loading and saving"]

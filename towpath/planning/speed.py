@@ -6,7 +6,7 @@ before it, and one for each token of a prompt; passes have a cost for each token
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from towpath.planning.work import Counts, Work
 
@@ -36,6 +36,8 @@ class Speed:
     """Of an optimizer step, by stage."""
     load: float
     """Of loading the model once."""
+    first: Mapping[str, float] = field(default_factory=dict)
+    """Of the first batch of a stage that trains, besides: memory is touched for the first time."""
     rows_at_once: int = ROWS_AT_ONCE
 
 

@@ -74,8 +74,9 @@ class Replica(Local):
         if self.world == 1:
             return
         for tensor in tensors:
-            value = tensor.to(self.device)
-            dist.broadcast(value, 0)
+            value = tensor.to(self.device).contiguous()
+            # as bytes: gloo sends no 16-bit integers, which low bits of weights are
+            dist.broadcast(value.reshape(-1).view(torch.uint8), 0)
             self.usage.collective_bytes += value.nbytes
             tensor.copy_(value)
 

@@ -111,17 +111,18 @@ def measure(
     timed = _Timed(recipe, run, texts, say)
     train: dict[str, float] = {}
     optimizer: dict[str, float] = {}
+    first: dict[str, float] = {}
     score: dict[str, float] = {}
     # in the order of a run, whose stages find memory as the one before has left it
     if recipe.sft.method != "none" and corpus.demonstrations:
-        train["sft"], optimizer["sft"] = timed.fine_tuning(corpus)
+        train["sft"], optimizer["sft"], first["sft"] = timed.fine_tuning(corpus)
     sampling = timed.sampling()
     if recipe.reward.is_trained and {"reward", "judge_model"} & set(stages):
-        frozen, upper, train["reward"], optimizer["reward"] = timed.reward_training()
+        frozen, upper, train["reward"], optimizer["reward"], first["reward"] = timed.reward_training()
         score |= {"reward/frozen": frozen, "reward/upper": upper, "reward": frozen + upper}
     elif "reward" in stages:
         score["reward"] = timed.pretrained_reward()
-    score["experience"], train["policy"], optimizer["policy"] = timed.policy(score.get("reward", 0.0))
+    score["experience"], train["policy"], optimizer["policy"], first["policy"] = timed.policy(score.get("reward", 0.0))
     score["score"] = timed.scoring()
     greedy = timed.greedy_samples()
     timed.finish()
@@ -285,14 +286,15 @@ class _Timed:
         runtime.open({"model": RoleSpec(self.folder)})
         seconds: list[float] = []
         with self.engine(runtime, "model") as engine:
-            for tokens in (TOKENS[0], *TOKENS):  # the first is not counted
+            requests = [self.requests(GREEDY_ROWS, tokens) for tokens in TOKENS]
+            for few in (*requests, *requests):  # the first of each meets shapes that have no kernels yet
                 begin = time.perf_counter()
-                engine.generate(self.requests(GREEDY_ROWS, tokens), greedy=True)
+                engine.generate(few, greedy=True)
                 seconds.append(time.perf_counter() - begin)
-        return max(0.0, seconds[2] - seconds[1]) / (TOKENS[1] - TOKENS[0])
+        return max(0.0, seconds[3] - seconds[2]) / (TOKENS[1] - TOKENS[0])
 
-    def fine_tuning(self, corpus: Corpus) -> tuple[float, float]:
-        """Seconds of a token that is trained on, and of an optimizer step."""
+    def fine_tuning(self, corpus: Corpus) -> tuple[float, float, float]:
+        """Seconds of a token that is trained on, of an optimizer step, and of the first batch besides."""
         self.begin("sft")
         cfg = self.recipe.sft
         runtime = self.launch(packing=cfg.packing)
@@ -306,8 +308,9 @@ class _Timed:
         self._save(runtime, "policy", best)
         return seconds
 
-    def reward_training(self) -> tuple[float, float, float, float]:
-        """Seconds of a token below the adapter, above it, and trained on, and of an optimizer step."""
+    def reward_training(self) -> tuple[float, float, float, float, float]:
+        """Seconds of a token below the adapter, above it, and trained on, of an optimizer step, and of the first batch
+        besides."""
         self.begin("reward")
         cfg = self.recipe.reward
         runtime = self.launch()
@@ -357,9 +360,9 @@ class _Timed:
         columns = {"beats": beats_BK, "sure": torch.ones(count, 2), "place": torch.arange(count) % 2}
         return Batch(paired, columns, (2,) * (count // 2), frozenset({"beats", "sure"}))
 
-    def policy(self, reward: float) -> tuple[float, float, float]:
-        """Seconds of a token of a rollout before the updates, of one that is trained on, and of an optimizer step;
-        `reward` is that of a reward model which is a model of its own."""
+    def policy(self, reward: float) -> tuple[float, float, float, float]:
+        """Seconds of a token of a rollout before the updates, of one that is trained on, of an optimizer step, and of
+        the first batch besides; `reward` is that of a reward model which is a model of its own."""
         self.begin("policy")
         cfg = self.recipe.policy
         runtime = self.launch()
@@ -389,6 +392,7 @@ class _Timed:
         better = runtime.snapshot()
         with tempfile.TemporaryDirectory(dir=self.run) as folder:
             runtime.write_state(Path(folder), better)
+            release_memory()
             runtime.export(role, Path(folder) / "model", self.texts.chat)
         del best, better
 

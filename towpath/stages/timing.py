@@ -29,9 +29,13 @@ def fastest(work: Callable[[], Any]) -> float:
 def seconds_per_token(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
     """Seconds of a token, over all batches but the first, or as many as are enough."""
     work(batches[0])
+    return _rate(batches[1:], work)
+
+
+def _rate(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
     seconds = 0.0
     tokens = 0
-    for number, batch in enumerate(batches[1:]):
+    for number, batch in enumerate(batches):
         if number > 1 and seconds > ENOUGH:
             break
         begin = time.perf_counter()
@@ -43,8 +47,9 @@ def seconds_per_token(batches: Sequence[Batch], work: Callable[[Batch], Any]) ->
 
 def training_seconds(
     runtime: Runtime, batches: Sequence[Batch], algo: Any, config: Any, roles: Collection[str]
-) -> tuple[float, float]:
-    """Seconds of a token that is trained on by these roles, and of an optimizer step."""
+) -> tuple[float, float, float]:
+    """Seconds of a token that is trained on by these roles, of an optimizer step, and of the first batch besides, which
+    touches memory for the first time."""
     loss = Loss(algo.__name__, config.model_dump(), {"policy_weight": 1.0, "kl_coef": 0.1})
     needs = {role: wants for role, wants in algo.TRAINS.items() if role in roles}
     steps: list[float] = []
@@ -55,7 +60,10 @@ def training_seconds(
         runtime.step(1.0, 1.0)
         steps.append(time.perf_counter() - begin)
 
-    whole = seconds_per_token(batches, update)
+    begin = time.perf_counter()
+    update(batches[0])
+    first = time.perf_counter() - begin
+    whole = _rate(batches[1:], update)
     tokens = sum(token_count(batch) for batch in batches[1 : len(steps)]) / (len(steps) - 1)
     optimizer = sum(steps[1:]) / (len(steps) - 1)
-    return whole - optimizer / tokens, optimizer
+    return whole - optimizer / tokens, optimizer, max(0.0, first - whole * token_count(batches[0]))
