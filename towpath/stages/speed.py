@@ -126,14 +126,8 @@ def measure(
     score["score"] = timed.scoring()
     greedy = timed.greedy_samples()
     timed.finish()
-    speed = Speed(
-        **sampling,
-        greedy=greedy,
-        score=score,
-        train=train,
-        optimizer=optimizer,
-        rows_at_once=ROWS_AT_ONCE * timed.workers,
-    )
+    others: dict[str, Any] = {"greedy": greedy, "score": score, "train": train, "optimizer": optimizer, "first": first}
+    speed = Speed(**sampling, **others, rows_at_once=ROWS_AT_ONCE * timed.workers)
     counts = count_tokens(recipe, corpus, texts)
     rows, columns = timed.sampled_cache
     return Measurement(counts, speed, timed.peaks, rows, columns, timed.number_bytes)
@@ -216,7 +210,7 @@ class _Timed:
             runtime.publish(role, engine)
             yield engine
 
-    def sampling(self) -> dict[str, float]:
+    def sampling(self) -> dict[str, Any]:
         """Seconds of a token step, of a row in it and of each token before that, of a token of a prompt, and of loading
         the model, its first use included."""
         self.begin("sampling")
