@@ -173,7 +173,8 @@ def test_apply_on_the_command_line(swept: Path, tmp_path: Path):
     assert (run / "recipe.toml").read_text() == before
     path.write_text(json.dumps(json.loads(path.read_text()) | {"winner": 1}))
     done = towpath("sweep", run, "--apply")
-    assert done.returncode == 0 and "+learning_rate = 0.02" in done.stdout
+    rate = json.loads(next(run.glob("sweep/*/trials/1/result.json")).read_text())["settings"]["policy.learning_rate"]
+    assert done.returncode == 0 and f"+learning_rate = {rate:g}" in done.stdout
     result = read_sweep(run)
     assert result is not None
     assert recipe.load(run).policy.learning_rate == result.trials[1].settings["policy.learning_rate"]
