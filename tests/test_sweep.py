@@ -406,6 +406,21 @@ def test_no_judge_is_an_error(finished: Path, monkeypatch: pytest.MonkeyPatch):
     assert "no evaluation judge" in refuse(finished).value
 
 
+def test_no_judge_is_refused_before_what_trials_read_is_run(tmp_path: Path):
+    run = tmp_path / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    for file in run.glob("data/**/*"):
+        if file.is_file():
+            file.unlink()
+    rows = [{"id": f"q{i}", "prompt": f"What is {i}?", "response": str(i)} for i in range(60)]
+    for part in ("prompts", "demonstrations"):
+        (run / "data" / part).mkdir(parents=True, exist_ok=True)
+        (run / "data" / part / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = towpath("sweep", run, "--force", "--set", "data.safety=")
+    assert refused.returncode == 1 and "no evaluation judge fits" in refused.stderr
+    assert not list(run.glob("stages/*"))
+
+
 def test_optuna_is_named_where_it_is_missing(finished: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert refuse(finished).fix == "pip install 'towpath[sweep]'"

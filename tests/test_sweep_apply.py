@@ -120,6 +120,15 @@ def test_no_difference_shown_is_an_answer():
     assert "no difference shown" in verdict.text
 
 
+def test_verdict_says_where_the_target_was_not_reached():
+    near = [replace(record, value=replace(record.value, kl=0.17, reached=False)) for record in runs(4, 0.7)]
+    verdict = judge({0: runs(0, 0.5), 4: near})
+    assert verdict.winner == 4 and "its KL stays at 0.17, below the target" in verdict.text
+    idle = [replace(record, value=replace(record.value, kl=0.0, reached=False)) for record in runs(4, 0.5)]
+    verdict = judge({0: runs(0, 0.5), 4: idle})
+    assert verdict.outcome == "no difference shown" and "a weaker KL penalty" in verdict.text
+
+
 def test_own_settings_may_be_better():
     verdict = judge({0: runs(0, 0.8), 4: runs(4, 0.5)})
     assert (verdict.outcome, verdict.winner) == ("own settings", None)

@@ -362,6 +362,7 @@ def test_unread_files_are_a_warning(tmp_path: Path, chat: Chat) -> None:
         (folder / name).mkdir(parents=True)
     put(folder / "prompts" / "p.jsonl", {"prompt": "One?"})
     (folder / "prompts" / "more.csv").write_text("prompt\nTwo?\n")
+    (folder / "prompts" / "plan.json").write_text("{}")  # as in a run folder that is itself the folder of the data
     put(folder / "preferences" / "pairs.jsonl", *pairs(2))
     recipe = recipe_of({"prompts": "data/prompts/*.jsonl", "preferences": "data/preferences/*.jsonl"})
     findings = preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)

@@ -123,6 +123,10 @@ def _preferences(recipe: Recipe, survey: recorded_preferences.RecordedCounts, li
         yield Finding("labels", "error", evidence, cause, "lower preferences.min_labels, or add preferences")
 
 
+RUN_FILES = {"current.json", "plan.json"}
+"""That a run writes into its folder, beside data that lie there."""
+
+
 def _unread_files(recipe: Recipe, run: Path) -> Iterator[Finding]:
     """Findings on files beside the data that no setting reads."""
     cfg = recipe.data
@@ -149,7 +153,7 @@ def _unread_files(recipe: Recipe, run: Path) -> Iterator[Finding]:
         for folder in folders
         if folder.is_dir()
         for path in folder.iterdir()
-        if path.is_file() and row_files.is_supported(path)
+        if path.is_file() and row_files.is_supported(path) and path.name not in RUN_FILES
     }
     if unread := sorted(corpus_reader.relative_name(run, path) for path in there.difference(*files.values())):
         evidence = f"{len(unread)} file{'s' * (len(unread) > 1)} beside the data not read: {first_names(unread)}"

@@ -92,6 +92,7 @@ def prepare(recipe: Recipe, folder: Path, say: Say, force: bool = False) -> Swee
     space = parse_space(recipe)
     with _lock_when_free(folder), Store.open(location.ledger_location(folder, recipe.store.url)) as store:
         pipeline = Pipeline(recipe, folder, store, say, force, None)
+        _deciding_judge(recipe, pipeline.corpus)  # before hours of work on what the trials read
         try:
             pipeline.run("", (), before="policy")
         except Waiting as waiting:
@@ -105,7 +106,8 @@ def read_plan(recipe: Recipe, folder: Path, store: Store) -> SweepPlan:
     return _plan(recipe, folder, parse_space(recipe), corpus, plan_stages(recipe, folder, corpus, store))
 
 
-def _plan(recipe: Recipe, folder: Path, space: Space, corpus: Corpus, stages: Sequence[PlannedStage]) -> SweepPlan:
+def _deciding_judge(recipe: Recipe, corpus: Corpus) -> str:
+    """The entry of `evaluate.judges` that compares trials."""
     specs = select_judges(recipe.evaluate, recipe.preferences.raters, corpus)
     if not specs:
         raise RecipeError(
@@ -113,9 +115,14 @@ def _plan(recipe: Recipe, folder: Path, space: Space, corpus: Corpus, stages: Se
             "trials are compared by a judge of win rates; the written rubric judges the bundled recipes' data alone",
             "set evaluate.judges, such as ['judge'], ['model'] or ['python:MODULE:FUNCTION']",
         )
+    return specs[0]
+
+
+def _plan(recipe: Recipe, folder: Path, space: Space, corpus: Corpus, stages: Sequence[PlannedStage]) -> SweepPlan:
+    judge = _deciding_judge(recipe, corpus)
     target = recipe.sweep.target_kl or recipe.policy.kl.target or DEFAULT_TARGET
-    identity = _identity(recipe, space, target, specs[0], stages)
-    return SweepPlan(recipe, folder, space, target, specs[0], stages, corpus, identity)
+    identity = _identity(recipe, space, target, judge, stages)
+    return SweepPlan(recipe, folder, space, target, judge, stages, corpus, identity)
 
 
 def _identity(

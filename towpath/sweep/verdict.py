@@ -104,7 +104,14 @@ def judge_sweep(
     allowed = [row for row in rows if row.number != OWN and row.allowed]
     best = max(allowed, key=lambda row: row.difference, default=None)
     seeds = len(own)
-    return _decide(best, rows, seeds, objective, target)
+    return _decide(best, rows, seeds, objective, target, _stays_at(confirmed[best.number]) if best else None)
+
+
+def _stays_at(records: Sequence[TrialRecord]) -> float | None:
+    """The mean KL of settings that reached the target with no seed."""
+    if any(record.value.reached for record in records):
+        return None
+    return sum(record.value.kl for record in records) / len(records)
 
 
 NOT_CONFIRMED = (
@@ -113,7 +120,12 @@ NOT_CONFIRMED = (
 
 
 def _decide(
-    best: ConfirmedTrial | None, rows: Sequence[ConfirmedTrial], seeds: int, objective: Objective, target: float
+    best: ConfirmedTrial | None,
+    rows: Sequence[ConfirmedTrial],
+    seeds: int,
+    objective: Objective,
+    target: float,
+    stays_at: float | None,
 ) -> SweepVerdict:
     trials = tuple(rows)
     if best is None:
@@ -122,6 +134,10 @@ def _decide(
     what = f"win rate at KL {target:g}" if objective == "win_rate" else f"mean win rate up to KL {target:g}"
     gap = f"{100 * best.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] in {what}"
     with_seeds = f"over {seeds} new seed{'s' if seeds > 1 else ''}"
+    more = "more seeds (sweep.seeds) or validation prompts would narrow the interval"
+    if stays_at is not None:
+        more = "a higher rate, a weaker KL penalty or more steps would come nearer to the target"
+        with_seeds += f"; its KL stays at {stays_at:.2g}, below the target"
     if low > 0:
         text = f"trial {best.number} is better than the recipe's own settings: {gap} {with_seeds}"
         return SweepVerdict("better", best.number, text, trials, seeds)
@@ -130,7 +146,7 @@ def _decide(
         return SweepVerdict("own settings", None, text, trials, seeds)
     text = (
         f"no difference shown between the recipe's own settings and the best finalist, trial {best.number}: {gap} "
-        f"{with_seeds}; more seeds (sweep.seeds) or validation prompts would narrow the interval"
+        f"{with_seeds}; {more}"
     )
     return SweepVerdict("no difference shown", None, text, trials, seeds)
 
