@@ -23,6 +23,7 @@ from towpath.planning.amounts import TRUST, Amount, span, spans, total
 from towpath.planning.devices import TrainedSize, formula_speed, layers_of, load_devices, parse_devices, parse_size
 from towpath.planning.estimate import stage_times
 from towpath.planning.memory import CACHE_STRIDE, cache_columns
+from towpath.planning.sampling import TimedSampling, sampling_speed
 from towpath.planning.sizes import gigabytes
 from towpath.planning.speed import Speed, seconds_of
 from towpath.planning.work import UNITS, Counts, Work, compared_answers, stage_work
@@ -77,6 +78,31 @@ def test_cache_columns_are_those_of_the_cache(prompt: int, answer: int) -> None:
     assert cache_columns(prompt, answer, on_gpu=False) == widths[-1] + before
     assert CACHE_STRIDE == STRIDE
     assert 0 <= cache_columns(prompt, answer, on_gpu=True) - prompt - answer < STRIDE
+
+
+@pytest.mark.parametrize("ends", [10**9, 9, 4])
+def test_sampling_speeds_are_those_of_the_timed_samplings(ends: int) -> None:
+    """Also where answers end on their own, long before the tokens that they may have."""
+    draws = np.random.default_rng(0)
+    step, row, context, prompt = 0.01, 6e-4, 1e-6, 5e-4
+
+    def timed(rows: int, tokens: int) -> TimedSampling:
+        lengths = [min(tokens, int(n)) for n in draws.integers(max(1, ends // 2), ends, rows, endpoint=True)]
+        sampled = TimedSampling(0.0, 20.0, lengths)
+        seconds = rows * 20 * prompt + sampled.steps * step + sampled.tokens * (row + context * sampled.before)
+        return replace(sampled, seconds=seconds)
+
+    few, many = ((timed(rows, 2), timed(rows, 18)) for rows in (8, 128))
+    solved = sampling_speed(few, many, timed(64, 160))
+    assert solved.step == pytest.approx(step, rel=0.02)
+    assert solved.row + solved.context * 100 == pytest.approx(row + context * 100, rel=0.15)
+    assert solved.prompt == pytest.approx(prompt, rel=0.05)
+
+
+def test_answers_that_end_at_once_give_no_speed_by_division_of_nothing() -> None:
+    alike = TimedSampling(0.1, 20.0, [1] * 8)
+    speed = sampling_speed((alike, alike), (alike, alike), alike)
+    assert (speed.step, speed.row, speed.context) == (0.0, 0.0, 0.0) and speed.prompt > 0
 
 
 def test_sampling_costs_more_the_longer_its_rows_are() -> None:

@@ -6,10 +6,9 @@ B rows, T answer tokens.
 
 import importlib
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from towpath.data.chat import Chat, as_messages
 from towpath.data.corpus import Corpus
 from towpath.models import base, memory
 from towpath.planning.memory import cache_columns
+from towpath.planning.sampling import TimedSampling, sampling_speed
 from towpath.planning.speed import ROWS_AT_ONCE, Measurement, Speed
 from towpath.planning.work import Counts
 from towpath.recipe import Decoding, Lora, Model, Recipe
@@ -34,7 +34,7 @@ from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime, Snapsho
 from towpath.runtime.launch import launch, launch_classifier
 from towpath.runtime.process import release_memory
 from towpath.stages.demonstrations import demonstration_batch
-from towpath.stages.timing import fastest, seconds_per_token, training_seconds
+from towpath.stages.timing import fastest, once, seconds_per_token, training_seconds
 
 SAMPLED = 400
 """Texts of each kind that are tokenised."""
@@ -210,45 +210,30 @@ class _Timed:
             runtime.publish(role, engine)
             yield engine
 
-    def sampling(self) -> dict[str, Any]:
-        """Seconds of a token step, of a row in it and of each token before that, of a token of a prompt, and of loading
-        the model, its first use included."""
+    def sampling(self) -> dict[str, float]:
+        """Seconds of each part of sampling, and of loading the model, its first use included."""
         self.begin("sampling")
         few, many = ROWS[0], self.many
-        brief, more = TOKENS
         runtime = self.launch(training=False)
-        begin = time.perf_counter()
-        runtime.open({"model": RoleSpec(self.folder)})
-        load = time.perf_counter() - begin
+        load, _ = once(lambda: runtime.open({"model": RoleSpec(self.folder)}))
         with self.engine(runtime, "model") as engine:
-
-            def step_of(rows: int) -> tuple[float, float]:
-                """Seconds of a token step, and of all that comes before the first."""
-                less, whole = (fastest(lambda t=t: engine.generate(self.requests(rows, t))) for t in TOKENS)
-                step = max(0.0, whole - less) / (more - brief)
-                return step, max(0.0, less - brief * step)
-
-            begin = time.perf_counter()
-            engine.generate(self.requests(few, brief))
-            first = time.perf_counter() - begin
-            begin = time.perf_counter()
-            answers = engine.generate(self.requests(LONG_ROWS, min(LONGEST, self.longest)))
-            seconds = time.perf_counter() - begin
+            first = self.timed(engine, few, TOKENS[0], once)
+            long = self.timed(engine, LONG_ROWS, min(LONGEST, self.longest), once)
             self.note_memory()
-            of_few, before_few = step_of(few)
-            load += max(0.0, first - before_few - brief * of_few)
-            of_many, before = step_of(many)
+            of_few, of_many = ([self.timed(engine, rows, tokens, fastest) for tokens in TOKENS] for rows in (few, many))
         self.number_bytes = 2 if runtime.environment()["arithmetic"] == "bfloat16" else 4
-        # seconds = rows * prompt * p + steps * s + row tokens * (r + tokens before * c)
-        row = max(0.0, of_many - of_few) / (many - few)
-        step = max(0.0, of_few - few * row)
-        prompt = before / (many * _mean(self.texts.prompts))
-        lengths = [len(answer.token_ids) for answer in answers]
-        seconds -= LONG_ROWS * _mean(self.texts.prompts) * prompt + max(lengths) * step
-        added = sum(length**2 for length in lengths) / (2 * sum(lengths)) - more / 2
-        context = max(0.0, seconds / sum(lengths) - row) / added if added > more else 0.0
-        row = max(0.0, row - context * (_mean(self.texts.prompts) + more / 2))
-        return {"step": step, "row": row, "context": context, "prompt": prompt, "load": load}
+        load += max(0.0, first.seconds - of_few[0].seconds)
+        speed = sampling_speed((of_few[0], of_few[1]), (of_many[0], of_many[1]), long)
+        return asdict(speed) | {"load": load}
+
+    def timed(
+        self, engine: Engine, rows: int, tokens: int, clock: Callable[[Callable[[], Any]], tuple[float, Any]]
+    ) -> TimedSampling:
+        """Sample so many answers of at most so many tokens, timed by `once` or `fastest`."""
+        requests = self.requests(rows, tokens)
+        seconds, answers = clock(lambda: engine.generate(requests))
+        prompt = _mean([request.prompt for request in requests])
+        return TimedSampling(seconds, prompt, [len(answer.token_ids) for answer in answers])
 
     @property
     def sampled_cache(self) -> tuple[int, int]:
@@ -278,14 +263,12 @@ class _Timed:
         model = self.recipe.model.model_copy(update={"dtype": "float32"})
         runtime = self.launch(training=False, model=model)
         runtime.open({"model": RoleSpec(self.folder)})
-        seconds: list[float] = []
         with self.engine(runtime, "model") as engine:
             requests = [self.requests(GREEDY_ROWS, tokens) for tokens in TOKENS]
-            for few in (*requests, *requests):  # the first of each meets shapes that have no kernels yet
-                begin = time.perf_counter()
-                engine.generate(few, greedy=True)
-                seconds.append(time.perf_counter() - begin)
-        return max(0.0, seconds[3] - seconds[2]) / (TOKENS[1] - TOKENS[0])
+            # the first time of each meets shapes that have no kernels yet
+            timed = [once(lambda few=few: engine.generate(few, greedy=True)) for few in (*requests, *requests)]
+        steps = [max(len(answer.token_ids) for answer in answers) for _, answers in timed]
+        return max(0.0, timed[3][0] - timed[2][0]) / max(1, steps[3] - steps[2])
 
     def fine_tuning(self, corpus: Corpus) -> tuple[float, float, float]:
         """Seconds of a token that is trained on, of an optimizer step, and of the first batch besides."""

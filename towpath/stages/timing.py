@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from towpath.data.batch import Batch
 from towpath.runtime.contract import Loss, Runtime
 
+T = TypeVar("T")
 ENOUGH = 2.5
 """Seconds after which two batches are enough."""
 
@@ -16,14 +17,22 @@ def token_count(batch: Batch) -> int:
     return sum(len(row.ids) for row in batch.rows)
 
 
-def fastest(work: Callable[[], Any]) -> float:
-    """Seconds of the faster of two runs, after one that is not counted; of one where they take long."""
+def once(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds, and the result."""
+    begin = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, result
+
+
+def fastest(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of the faster of two runs, after one that is not counted, or of one where they take long; and the result
+    of the last."""
     seconds: list[float] = []
-    while len(seconds) < 3 and (len(seconds) < 2 or sum(seconds) < ENOUGH):
-        begin = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds[1:])
+    while True:
+        taken, result = once(work)
+        seconds.append(taken)
+        if len(seconds) == 3 or (len(seconds) == 2 and sum(seconds) >= ENOUGH):
+            return min(seconds[1:]), result
 
 
 def seconds_per_token(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
@@ -38,9 +47,7 @@ def _rate(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
     for number, batch in enumerate(batches):
         if number > 1 and seconds > ENOUGH:
             break
-        begin = time.perf_counter()
-        work(batch)
-        seconds += time.perf_counter() - begin
+        seconds += once(lambda batch=batch: work(batch))[0]
         tokens += token_count(batch)
     return seconds / tokens
 
@@ -56,13 +63,9 @@ def training_seconds(
 
     def update(batch: Batch) -> None:
         runtime.forward_backward(needs, batch, loss, algo.weigh(batch, config))
-        begin = time.perf_counter()
-        runtime.step(1.0, 1.0)
-        steps.append(time.perf_counter() - begin)
+        steps.append(once(lambda: runtime.step(1.0, 1.0))[0])
 
-    begin = time.perf_counter()
-    update(batches[0])
-    first = time.perf_counter() - begin
+    first, _ = once(lambda: update(batches[0]))
     whole = _rate(batches[1:], update)
     tokens = sum(token_count(batch) for batch in batches[1 : len(steps)]) / (len(steps) - 1)
     optimizer = sum(steps[1:]) / (len(steps) - 1)
