@@ -35,7 +35,7 @@ from towpath.run.machine_speed import decided_pairs, sampled_length
 from towpath.run.plan_record import PRIOR_SECONDS, SILENT_SECONDS, begin_stage, progress_line, read_progress
 from towpath.run.record import write_current
 from towpath.run.run_plan import waiting_seconds
-from towpath.stages.speed import count_tokens, read_texts
+from towpath.stages.sampled_texts import count_tokens, read_texts
 from towpath.store import manifest
 
 STAGES = ("sft", "reward", "policy")

@@ -6,9 +6,9 @@ B rows, T answer tokens.
 
 import importlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from towpath import algos
 from towpath.algos import reward_model
 from towpath.algos import sft as sft_algo
 from towpath.data.batch import Batch, Row, make_row
-from towpath.data.chat import Chat, as_messages
+from towpath.data.chat import as_messages
 from towpath.data.corpus import Corpus
 from towpath.models import base, memory
 from towpath.planning.memory import cache_columns
 from towpath.planning.sampling import TimedSampling, sampling_speed
 from towpath.planning.speed import ROWS_AT_ONCE, Measurement, Speed
-from towpath.planning.work import Counts
 from towpath.recipe import Decoding, Lora, Model, Recipe
 from towpath.rollout.engine import Engine, SampleRequest
 from towpath.rollout.generate import load_engine
@@ -34,10 +33,9 @@ from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime, Snapsho
 from towpath.runtime.launch import launch, launch_classifier
 from towpath.runtime.process import release_memory
 from towpath.stages.demonstrations import demonstration_batch
+from towpath.stages.sampled_texts import Texts, count_tokens, mean, read_texts, some
 from towpath.stages.timing import fastest, once, seconds_per_token, training_seconds
 
-SAMPLED = 400
-"""Texts of each kind that are tokenised."""
 ROWS = 8, 128
 TOKENS = 2, 18
 """Rows, and new tokens of each, of which sampling is timed: few and many."""
@@ -52,54 +50,6 @@ BATCHES = 4
 MOST_ROWS = 64
 MOST_TOKENS = 2048
 """Of such a batch."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """A sample of a run's rows."""
-
-    chat: Chat
-    prompts: Sequence[list[int]]
-    answers: Sequence[list[int]]
-    """Responses of the demonstrations; of training prompts, where there are none, random tokens."""
-
-
-def read_texts(recipe: Recipe, run: Path, corpus: Corpus) -> Texts:
-    """Evenly spaced prompts and responses as tokens."""
-    chat = Chat(base.load_tokenizer(base.find(recipe.model.source, run)), recipe.model.template)
-    prompts = [chat.prompt(p.messages) for p in _some(corpus.train)]
-    answers = [chat.answer(d.response) for d in _some(corpus.demonstrations)]
-    if not answers:
-        draw = np.random.default_rng(0)
-        answers = [draw.integers(3, len(chat.tokenizer), recipe.policy.max_new_tokens).tolist()]
-    return Texts(chat, prompts or [[1]], answers)
-
-
-def count_tokens(recipe: Recipe, corpus: Corpus, texts: Texts) -> Counts:
-    """What a plan needs to know of the data; lengths are means of the sample."""
-    prompt = _mean(texts.prompts)
-    heldout = [texts.chat.prompt(p.messages) for p in (*_some(corpus.heldout), *_some(corpus.safety))]
-    prompts = [*texts.prompts, *heldout]
-    demonstrated = _mean([texts.chat.prompt(d.messages) for d in _some(corpus.demonstrations)])
-    return Counts(
-        len(corpus.train),
-        len(corpus.heldout),
-        len(corpus.safety),
-        sum(p.harmful for p in corpus.safety),
-        len(corpus.demonstrations),
-        prompt,
-        demonstrated + _mean(texts.answers) if corpus.demonstrations else 0.0,
-        longest_prompt=max(map(len, prompts)),
-    )
-
-
-def _some(records: Sequence[Any]) -> Sequence[Any]:
-    """Evenly spaced ones."""
-    return records[:: max(1, len(records) // SAMPLED)][:SAMPLED]
-
-
-def _mean(rows: Sequence[Sequence[int]]) -> float:
-    return sum(map(len, rows)) / len(rows) if rows else 0.0
 
 
 def measure(
@@ -144,7 +94,7 @@ class _Timed:
         self.draw = np.random.default_rng(0)
         self.workers = 1
         self.on_gpus = False
-        self.many = max(4 * ROWS[0], min(ROWS[1], round(MOST_SAMPLED / _mean(texts.prompts))))
+        self.many = max(4 * ROWS[0], min(ROWS[1], round(MOST_SAMPLED / mean(texts.prompts))))
         self.number_bytes = 4
         self.peaks: dict[str, int] = {}
         self._say = say
@@ -185,7 +135,7 @@ class _Timed:
 
     def row_count(self, most: int) -> int:
         """Rows of a batch that takes no longer than others where rows are long."""
-        return max(4, min(most, round(MOST_TOKENS / (_mean(self.texts.prompts) + _mean(self.texts.answers)))))
+        return max(4, min(most, round(MOST_TOKENS / (mean(self.texts.prompts) + mean(self.texts.answers)))))
 
     def rows(self, count: int, longest: int) -> list[Row]:
         """Prompts of the run with answers as long as its demonstrations."""
@@ -232,7 +182,7 @@ class _Timed:
         """Sample so many answers of at most so many tokens, timed by `once` or `fastest`."""
         requests = self.requests(rows, tokens)
         seconds, answers = clock(lambda: engine.generate(requests))
-        prompt = _mean([request.prompt for request in requests])
+        prompt = mean([request.prompt for request in requests])
         return TimedSampling(seconds, prompt, [len(answer.token_ids) for answer in answers])
 
     @property
@@ -278,7 +228,7 @@ class _Timed:
         lora = cfg.lora if cfg.method == "lora" else None
         runtime.open({"policy": RoleSpec(self.folder, lora, learning_rate=1e-9)}, OptimizerConfig())
         best = runtime.snapshot()
-        whole = demonstration_batch(self.texts.chat, _some(corpus.demonstrations), cfg, cfg.domains).batch
+        whole = demonstration_batch(self.texts.chat, some(corpus.demonstrations), cfg, cfg.domains).batch
         size = min(cfg.batch, len(whole), self.row_count(MOST_ROWS))
         batches = [whole.take(self.draw.permutation(len(whole))[:size]) for _ in range(BATCHES + 1)]
         seconds = training_seconds(runtime, batches, sft_algo, cfg, ("policy",))
