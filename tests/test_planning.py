@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from classifiers_of_others import make_classifier, make_language_model
 from command import towpath
 from conftest import SETTINGS
@@ -35,6 +36,7 @@ from towpath.run.machine_speed import decided_pairs, sampled_length
 from towpath.run.plan_record import PRIOR_SECONDS, SILENT_SECONDS, begin_stage, progress_line, read_progress
 from towpath.run.record import write_current
 from towpath.run.run_plan import waiting_seconds
+from towpath.stages import speed
 from towpath.stages.sampled_texts import count_tokens, read_texts
 from towpath.store import manifest
 
@@ -267,6 +269,27 @@ def tiny_run(tmp_path) -> Path:
     run = tmp_path / "run"
     assert towpath("new", run, "--recipe", "tiny").returncode == 0
     return run
+
+
+class Stopped(Exception):
+    """Ends a trial as it begins."""
+
+
+def test_a_trial_computes_with_the_settings_of_a_run(tiny_run, monkeypatch) -> None:
+    """Products of float32 that are not set as in a run take three times as long on some processors."""
+    recipe = recipes.load(tiny_run)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    thread_counts: list[int] = []
+
+    def say(_part: str) -> None:
+        thread_counts.append(torch.get_num_threads())
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        speed.measure(recipe, tiny_run, load_corpus(recipe, tiny_run), stage_kinds(recipe), say)
+    assert thread_counts == [threads]
 
 
 @pytest.mark.slow

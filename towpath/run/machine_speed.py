@@ -104,7 +104,8 @@ def _key(recipe: Recipe) -> str:
         content[stage] = [section.method, section.lora.model_dump(mode="json")]
     content["algo"] = recipe.policy.algo
     content["base"] = [recipe.reward.base, recipe.reward.pretrained]
-    content["longest"] = [recipe.policy.max_new_tokens, recipe.preferences.max_new_tokens]
+    sampled = recipe.preferences, recipe.policy, recipe.evaluate
+    content["longest"] = [section.max_new_tokens for section in sampled]
     content["data"] = recipe.data.model_dump(mode="json")
     content["stages"] = stage_kinds(recipe)
     content["machine"] = [platform.node(), platform.machine(), _processor(), os.environ.get("OMP_NUM_THREADS", "")]

@@ -25,13 +25,13 @@ from towpath.models import base, memory
 from towpath.planning.memory import cache_columns
 from towpath.planning.sampling import TimedSampling, sampling_speed
 from towpath.planning.speed import ROWS_AT_ONCE, Measurement, Speed
-from towpath.recipe import Decoding, Lora, Model, Recipe
+from towpath.recipe import Decoding, Lora, Recipe
 from towpath.rollout.engine import Engine, SampleRequest
 from towpath.rollout.generate import load_engine
 from towpath.rollout.reward_models import initial_model
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime, Snapshot
 from towpath.runtime.launch import launch, launch_classifier
-from towpath.runtime.process import release_memory
+from towpath.runtime.process import prepare_process, release_memory
 from towpath.stages.demonstrations import demonstration_batch
 from towpath.stages.sampled_texts import Texts, count_tokens, mean, read_texts, some
 from towpath.stages.timing import fastest, once, seconds_per_token, training_seconds
@@ -56,7 +56,9 @@ def measure(
     recipe: Recipe, run: Path, corpus: Corpus, stages: Collection[str], say: Callable[[str], None]
 ) -> Measurement:
     """Time what these kinds of stage do, on the base model, whose shapes all have; and the most bytes of memory of each
-    part. `say` is called with the name of each part before it begins."""
+    part. `say` is called with the name of each part before it begins. The settings of this process become those of a
+    run's."""
+    prepare_process()
     texts = read_texts(recipe, run, corpus)
     timed = _Timed(recipe, run, texts, say)
     train: dict[str, float] = {}
@@ -123,8 +125,8 @@ class _Timed:
         self._runtime = None
         release_memory()
 
-    def launch(self, training: bool = True, packing: bool = True, model: Model | None = None) -> Runtime:
-        runtime = launch(model or self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
+    def launch(self, training: bool = True, packing: bool = True) -> Runtime:
+        runtime = launch(self.recipe.model, self.texts.chat.pad, packing, training, self.recipe.cluster)
         states = runtime.worker_states()
         self.workers = len(states)
         self.on_gpus = any(state.device.startswith("cuda") for state in states)
@@ -210,9 +212,8 @@ class _Timed:
     def greedy_samples(self) -> float:
         """Seconds of a token step of the evaluation's greedy answers, which are sampled in float32."""
         self.begin("greedy samples")
-        model = self.recipe.model.model_copy(update={"dtype": "float32"})
-        runtime = self.launch(training=False, model=model)
-        runtime.open({"model": RoleSpec(self.folder)})
+        runtime = self.launch(training=False)
+        runtime.open({"model": RoleSpec(self.folder, dtype="float32")})
         with self.engine(runtime, "model") as engine:
             requests = [self.requests(GREEDY_ROWS, tokens) for tokens in TOKENS]
             # the first time of each meets shapes that have no kernels yet

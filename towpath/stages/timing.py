@@ -9,7 +9,7 @@ from towpath.runtime.contract import Loss, Runtime
 
 T = TypeVar("T")
 ENOUGH = 2.5
-"""Seconds after which two batches are enough."""
+"""Seconds after which no further batch is timed."""
 
 
 def token_count(batch: Batch) -> int:
@@ -44,8 +44,8 @@ def seconds_per_token(batches: Sequence[Batch], work: Callable[[Batch], Any]) ->
 def _rate(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
     seconds = 0.0
     tokens = 0
-    for number, batch in enumerate(batches):
-        if number > 1 and seconds > ENOUGH:
+    for batch in batches:
+        if seconds > ENOUGH:
             break
         seconds += once(lambda batch=batch: work(batch))[0]
         tokens += token_count(batch)
