@@ -22,12 +22,12 @@ from towpath import recipe as recipes
 from towpath.errors import DataError, RecipeError
 from towpath.planning.amounts import TRUST, Amount, span, spans, total
 from towpath.planning.devices import TrainedSize, formula_speed, layers_of, load_devices, parse_devices, parse_size
-from towpath.planning.estimate import stage_times
+from towpath.planning.estimate import StageTime, stage_times
 from towpath.planning.memory import CACHE_STRIDE, cache_columns
 from towpath.planning.sampling import TimedSampling, sampling_speed
 from towpath.planning.sizes import gigabytes
 from towpath.planning.speed import Speed, seconds_of
-from towpath.planning.work import UNITS, Counts, Work, compared_answers, stage_work
+from towpath.planning.work import UNITS, Counts, Work, compared_answers, sampled_pairs, stage_work
 from towpath.recipe import Recipe
 from towpath.rollout.cache import STRIDE, room
 from towpath.run.fingerprint import plan_stages, stage_kinds
@@ -168,6 +168,21 @@ def test_range_of_answers_that_are_not_known_is_wider() -> None:
         if one.stage != "sft":
             assert one.high - one.low < times[one.stage].high - times[one.stage].low
     assert sum(times["policy"].parts.values()) == pytest.approx(times["policy"].likely)
+
+
+def test_range_before_labels_has_the_time_of_many_ties() -> None:
+    recipe = recipes.Recipe()
+    counts = replace(COUNTS, answer_tokens=60.0, pairs=None)
+
+    def reward_time(counts: Counts) -> StageTime:
+        return stage_times(recipe, counts, ["reward"], SPEED, "measured")[0]
+
+    compared = sampled_pairs(recipe, min(COUNTS.train, recipe.preferences.prompts or COUNTS.train))
+    before = reward_time(counts)
+    for share in (0.3, 1.0):
+        assert before.low < reward_time(replace(counts, pairs=round(share * compared))).likely < before.high
+    few = reward_time(replace(counts, pairs=round(0.3 * compared)))
+    assert few.high < before.high
 
 
 PUBLISHED = [

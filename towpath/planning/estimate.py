@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from towpath.planning.amounts import Source
 from towpath.planning.speed import Speed, seconds_of
-from towpath.planning.work import Counts, Work, answer_length, stage_work
+from towpath.planning.work import ALL_DECIDED, FEW_DECIDED, Counts, Work, answer_length, stage_work
 from towpath.recipe import Recipe
 
 SPREAD: Mapping[Source, tuple[float, float]] = {
@@ -46,8 +46,10 @@ def stage_times(
     longest = recipe.policy.max_new_tokens
     mean = answer_length(counts, longest)
     known = counts.answer_tokens is not None
-    short, long = (replace(counts, answer_tokens=mean * (1.0 if known else factor)) for factor in (SHORT, LONG))
-    low, high = (stage_work(recipe, own, stages) for own in (short, long))
+    low, high = (
+        stage_work(recipe, replace(counts, answer_tokens=mean * (1.0 if known else factor), decided=decided), stages)
+        for factor, decided in ((SHORT, FEW_DECIDED), (LONG, ALL_DECIDED))
+    )
     spread = SPREAD[source]
     times = []
     for stage, works in likely.items():

@@ -26,6 +26,8 @@ LONGEST_OF_FEW = 1.5
 """The longest of a few answers over the mean."""
 DECIDED = 0.8
 """Share of comparisons that become pairs, until labels are there: the others are ties, or near-identical."""
+FEW_DECIDED, ALL_DECIDED = 0.3, 1.0
+"""That share in the low and the high case: rules find far more ties than people."""
 MAX_PROBED = 4096
 NORMALISED = 384
 SUBSET = 120
@@ -50,7 +52,9 @@ class Counts:
     answer_tokens: float | None = None
     """Mean of sampled answers; None where it is not known."""
     pairs: int | None = None
-    """Comparisons that are decided by labels; None: as many as are sampled."""
+    """Comparisons that are decided by labels; None where there are no labels yet."""
+    decided: float = DECIDED
+    """Share of comparisons that will be decided, where there are no labels yet."""
     longest_prompt: int = 0
     """Tokens of the longest prompt that a trial has seen; 0 where it is not known."""
 
@@ -118,6 +122,16 @@ def sampled_pairs(recipe: Recipe, prompts: int) -> int:
     return round(prompts * (math.comb(cfg.completions, 2) + cfg.base_share))
 
 
+def _compared_prompts(recipe: Recipe, counts: Counts) -> int:
+    return min(counts.train, recipe.preferences.prompts or counts.train)
+
+
+def _decided_pairs(recipe: Recipe, counts: Counts) -> float:
+    if counts.pairs is not None:
+        return counts.pairs
+    return counts.decided * sampled_pairs(recipe, _compared_prompts(recipe, counts))
+
+
 def _sft(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     cfg = recipe.sft
     if cfg.method == "none" or not counts.demonstrations:
@@ -150,7 +164,7 @@ def _baseline(recipe: Recipe, counts: Counts) -> Iterator[Work]:
 
 def _sample(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     cfg = recipe.preferences
-    prompts = min(counts.train, cfg.prompts or counts.train)
+    prompts = _compared_prompts(recipe, counts)
     yield _sampled("completions", prompts * cfg.completions, counts.prompt_tokens, counts, cfg.max_new_tokens)
     if cfg.base_share and recipe.sft.method != "none":
         longest = cfg.max_new_tokens
@@ -164,8 +178,8 @@ def _reward(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     if not cfg.is_trained:
         return
     choices = recipe.preferences
-    prompts = min(counts.train, choices.prompts or counts.train)
-    pairs = counts.pairs if counts.pairs is not None else DECIDED * sampled_pairs(recipe, prompts)
+    prompts = _compared_prompts(recipe, counts)
+    pairs = _decided_pairs(recipe, counts)
     answers = compared_answers(pairs, prompts, choices.completions, choices.base_share)
     trained = answers * (1 - cfg.validation)
     held_out = answers * cfg.validation
@@ -191,9 +205,8 @@ def compared_answers(pairs: float, prompts: float, completions: int, base_share:
 
 def _judge_model(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     """Another reward model, on the labels that are reserved for it."""
-    prompts = min(counts.train, recipe.preferences.prompts or counts.train)
-    pairs = counts.pairs if counts.pairs is not None else DECIDED * sampled_pairs(recipe, prompts)
-    return _reward(recipe, replace(counts, pairs=round(recipe.evaluate.reserved_labels * pairs)))
+    pairs = round(recipe.evaluate.reserved_labels * _decided_pairs(recipe, counts))
+    return _reward(recipe, replace(counts, pairs=pairs))
 
 
 def _policy(recipe: Recipe, counts: Counts) -> Iterator[Work]:
@@ -210,9 +223,7 @@ def _policy(recipe: Recipe, counts: Counts) -> Iterator[Work]:
         updates = steps * cfg.epochs * math.ceil(cfg.rollout / cfg.batch)
         yield Work("training", "train", rows, **train, steps=updates)
     else:
-        prompts = min(counts.train, recipe.preferences.prompts or counts.train)
-        pairs = counts.pairs if counts.pairs is not None else DECIDED * sampled_pairs(recipe, prompts)
-        rows = 2 * pairs * (1 - recipe.reward.validation)
+        rows = 2 * _decided_pairs(recipe, counts) * (1 - recipe.reward.validation)
         steps = optimizer_steps(rows / 2, cfg.batch, cfg.epochs)
         yield Work("reference", "score", rows, **shape)
         yield Work("training", "train", rows, **train, steps=steps)
