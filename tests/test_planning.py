@@ -32,13 +32,16 @@ from towpath.recipe import Recipe
 from towpath.rollout.cache import STRIDE, room
 from towpath.run.fingerprint import plan_stages, stage_kinds
 from towpath.run.loading import load_corpus
-from towpath.run.machine_speed import decided_pairs, sampled_length
+from towpath.run.machine_speed import known_counts
 from towpath.run.plan_record import PRIOR_SECONDS, SILENT_SECONDS, begin_stage, progress_line, read_progress
 from towpath.run.record import write_current
 from towpath.run.run_plan import waiting_seconds
 from towpath.stages import speed
+from towpath.stages.labelled_pairs import read_labels
 from towpath.stages.sampled_texts import count_tokens, read_texts
 from towpath.store import manifest
+from towpath.store.location import ledger_location
+from towpath.store.store import Store
 
 STAGES = ("sft", "reward", "policy")
 SPEED = Speed(
@@ -119,7 +122,7 @@ def test_work_is_what_the_stages_did(finished) -> None:
     recipe = Recipe.model_validate(manifest.read(next(finished.glob("stages/sft/*")))["recipe"])
     corpus = load_corpus(recipe, finished)
     counts = count_tokens(recipe, corpus, read_texts(recipe, finished, corpus))
-    counts = replace(counts, answer_tokens=sampled_length(finished), pairs=decided_pairs(finished))
+    counts = replace(counts, **known_counts(finished))
     work = {
         stage: {one.part: one for one in parts}
         for stage, parts in stage_work(recipe, counts, stage_kinds(recipe)).items()
@@ -130,6 +133,11 @@ def test_work_is_what_the_stages_did(finished) -> None:
     sampled = work["sample"]["completions"].rows + work["sample"]["completions of the other model"].rows
     assert sampled == pytest.approx(sample["completions"], rel=0.1, abs=2)
     assert counts.answer_tokens == sample["mean_tokens"]
+    label = next(finished.glob("stages/label/*"))
+    decided = {label.comparison for label in read_labels(label) if label.choice in ("a", "b")}
+    with Store.open(ledger_location(finished, "")) as store:
+        answers = {answer for c in store.comparisons() if c.id in decided for answer in (c.a, c.b)}
+    assert work["reward"]["frozen layers"].rows == len(answers) > 0
     # near-identical completions and ties make no pair
     assert (
         reward["pairs"]

@@ -53,6 +53,8 @@ class Counts:
     """Mean of sampled answers; None where it is not known."""
     pairs: int | None = None
     """Comparisons that are decided by labels; None where there are no labels yet."""
+    pair_answers: int | None = None
+    """Answers that are in at least one of these pairs."""
     decided: float = DECIDED
     """Share of comparisons that will be decided, where there are no labels yet."""
     longest_prompt: int = 0
@@ -178,9 +180,11 @@ def _reward(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     if not cfg.is_trained:
         return
     choices = recipe.preferences
-    prompts = _compared_prompts(recipe, counts)
     pairs = _decided_pairs(recipe, counts)
-    answers = compared_answers(pairs, prompts, choices.completions, choices.base_share)
+    answers: float | None = counts.pair_answers
+    if answers is None:
+        prompts = _compared_prompts(recipe, counts)
+        answers = compared_answers(pairs, prompts, choices.completions, choices.base_share)
     trained = answers * (1 - cfg.validation)
     held_out = answers * cfg.validation
     members = cfg.ensemble_size
@@ -206,7 +210,7 @@ def compared_answers(pairs: float, prompts: float, completions: int, base_share:
 def _judge_model(recipe: Recipe, counts: Counts) -> Iterator[Work]:
     """Another reward model, on the labels that are reserved for it."""
     pairs = round(recipe.evaluate.reserved_labels * _decided_pairs(recipe, counts))
-    return _reward(recipe, replace(counts, pairs=pairs))
+    return _reward(recipe, replace(counts, pairs=pairs, pair_answers=None))
 
 
 def _policy(recipe: Recipe, counts: Counts) -> Iterator[Work]:

@@ -50,7 +50,7 @@ def read_measurement(recipe: Recipe, run: Path) -> Measurement | None:
 def counts_of(data: DataSummary, run: Path, measured: Measurement | None) -> Counts:
     """What a plan needs to know of the data: tokens as measured, else by their characters; and what finished stages
     say of answers and labels."""
-    known = {"answer_tokens": sampled_length(run), "pairs": decided_pairs(run)}
+    known = known_counts(run)
     rows = {name: getattr(data, name) for name in ("train", "heldout", "safety", "harmful", "demonstrations")}
     if measured:
         return replace(measured.counts, **rows, **known)
@@ -79,16 +79,21 @@ def speed_by_formula(recipe: Recipe, device: Device, parameters: float) -> Speed
     return formula_speed(device, parameters, layers, parameters, trained, passes_of, has_server)
 
 
+def known_counts(run: Path) -> dict[str, Any]:
+    """What finished stages say of answers and labels; None where they are still to come."""
+    labels = _newest_result(run, "label")
+    return {
+        "answer_tokens": sampled_length(run),
+        "pairs": labels.get("decided"),
+        "pair_answers": labels.get("decided_answers"),
+    }
+
+
 def sampled_length(run: Path) -> float | None:
     """Mean tokens of the completions that the newest sample stage has sampled, or of the tuned model's answers in the
     baseline stage; None before."""
     results = (_newest_result(run, stage) for stage in ("sample", "baseline"))
     return next((result["mean_tokens"] for result in results if result.get("mean_tokens")), None)
-
-
-def decided_pairs(run: Path) -> int | None:
-    """Comparisons that labels have decided; None before there are labels."""
-    return _newest_result(run, "label").get("decided")
 
 
 def _newest_result(run: Path, stage: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def scaled(recipe: Recipe, counts: Counts, wanted: WhatIf) -> tuple[Recipe, Coun
         preferences = recipe.preferences.model_copy(update={"prompts": prompts})
         budget = recipe.budget.model_copy(update={"pairs": wanted.pairs * recipe.rounds})
         recipe = recipe.model_copy(update={"preferences": preferences, "budget": budget})
-        counts = replace(counts, train=max(counts.train, prompts), pairs=wanted.pairs)
+        counts = replace(counts, train=max(counts.train, prompts), pairs=wanted.pairs, pair_answers=None)
     if wanted.completions:
         steps = math.ceil(wanted.completions / recipe.policy.rollout)
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"steps": steps})})

@@ -16,6 +16,7 @@ from towpath.models.cpu.optimizer import AdamW, merge_float32, split_float32
 from towpath.runtime import state_files
 from towpath.runtime.contract import Snapshot
 from towpath.runtime.models import Models
+from towpath.runtime.process import release_memory
 
 BEST = "best:"
 """Begins the names of the best weights in a checkpoint."""
@@ -149,6 +150,7 @@ class Weights(Models):
 
     def export(self, role: str, folder: Path, chat: Chat) -> None:
         """Write the role's model as transformers loads it, in float32, adapter merged, with the tokenizer."""
+        release_memory()  # for a second copy of the weights
         own = self.roles[role]
         if own.adapter is None:
             with self.float32_weights(own.trunk) as model:

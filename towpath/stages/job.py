@@ -16,6 +16,7 @@ from towpath.recipe.stage_configs import PairsConfig, StageConfig
 from towpath.records import Completion, Finding
 from towpath.runtime.contract import Runtime
 from towpath.runtime.launch import launch
+from towpath.runtime.process import release_memory
 from towpath.store import jsonl, manifest
 from towpath.store.publish import is_intact, publish, replace_file
 from towpath.store.store import Store
@@ -66,7 +67,9 @@ class Job(Generic[C]):
         return Chat(base.load_tokenizer(base.find(reward.source, self.run, key)), reward.template)
 
     def launch(self, packing: bool = True, training: bool = True, samples_apart: bool = False) -> Runtime:
-        """A runtime for this stage; `samples_apart`: with the workers that the recipe sets apart for sampling."""
+        """A runtime for this stage, once the memory of those that are no longer used is free; `samples_apart`: with the
+        workers that the recipe sets apart for sampling."""
+        release_memory()
         apart = {"samples_apart": True} if samples_apart and self.config.cluster.sample_workers else {}
         runtime = self.launcher(self.config.model, self.chat.pad, packing, training, self.config.cluster, **apart)
         runtime.record_workers(self.folder / manifest.WORKERS)

@@ -137,10 +137,12 @@ def _summarise(
 ) -> dict[str, Any]:
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in rater_quality.PEOPLE])
     kinds = {j.rater: j.kind for j in judgements}
+    decided = {label.comparison for label in labels if label.choice in ("a", "b")}
     return {
         "comparisons": len(comparisons),
         "judgements": len(judgements),
-        "decided": sum(label.choice in ("a", "b") for label in labels),
+        "decided": len(decided),
+        "decided_answers": len({name for c in comparisons if c.id in decided for name in (c.a, c.b)}),
         "ties": sum(label.choice == "tie" for label in labels),
         "both_bad": sum(label.choice == "both_bad" for label in labels),
         "agreement": {"rate": rate, "n": n},

@@ -320,7 +320,6 @@ class _Timed:
         better = runtime.snapshot()
         with tempfile.TemporaryDirectory(dir=self.run) as folder:
             runtime.write_state(Path(folder), better)
-            release_memory()
             runtime.export(role, Path(folder) / "model", self.texts.chat)
         del best, better
 
