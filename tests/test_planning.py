@@ -26,7 +26,7 @@ from towpath.planning.estimate import StageTime, stage_times
 from towpath.planning.memory import CACHE_STRIDE, cache_columns
 from towpath.planning.sampling import TimedSampling, sampling_speed
 from towpath.planning.sizes import gigabytes
-from towpath.planning.speed import Speed, seconds_of
+from towpath.planning.speed import CHECKPOINT_SHARE, Speed, saving_seconds, seconds_of
 from towpath.planning.work import UNITS, Counts, Work, compared_answers, sampled_pairs, stage_work
 from towpath.recipe import Recipe
 from towpath.rollout.cache import STRIDE, room
@@ -313,6 +313,17 @@ def test_a_trial_computes_with_the_settings_of_a_run(tiny_run, monkeypatch) -> N
     with pytest.raises(Stopped):
         speed.measure(recipe, tiny_run, load_corpus(recipe, tiny_run), stage_kinds(recipe), say)
     assert thread_counts == [threads]
+
+
+def test_checkpoints_that_take_long_are_rarer() -> None:
+    from towpath.stages.loop import CHECKPOINT_SHARE as SHARE
+
+    assert SHARE == CHECKPOINT_SHARE
+    speed = replace(SPEED, checkpoint={"sft": 4.0}, export={"sft": 3.0})
+    counted = [saving_seconds("sft", training, speed) for training in (10, 30, 99, 101, 260)]
+    assert counted == [4 + 3, 8 + 3, 8 + 3, 12 + 3, 20 + 3]
+    assert saving_seconds("sft", 45, replace(speed, checkpoint={"sft": 0.5})) == 0.5 * 3 + 3
+    assert saving_seconds("judge_model", 1000, SPEED) == 0
 
 
 @pytest.mark.slow

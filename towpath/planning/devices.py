@@ -193,6 +193,7 @@ def formula_speed(
     }
     score = {unit: passes * (of_reward if unit.startswith("reward") else forward) for unit, passes in roles.items()}
     weights = parameters / (STREAMED * device.bandwidth)
+    load = 2 * parameters / LOADED
     return Speed(
         step=layers * (SERVER_LATENCY if has_server else LATENCY) + 2 * weights,
         row=forward,
@@ -202,7 +203,8 @@ def formula_speed(
         score=score,
         train=train,
         optimizer=optimizer,
-        load=2 * parameters / LOADED,
+        load=load,
+        export=dict.fromkeys(trained, load),
         rows_at_once=SERVER_ROWS if has_server else ROWS_AT_ONCE,
     )
 

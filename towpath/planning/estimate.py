@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from towpath.planning.amounts import Source
-from towpath.planning.speed import Speed, seconds_of
+from towpath.planning.speed import Speed, saving_seconds, seconds_of, trained_as
 from towpath.planning.work import ALL_DECIDED, FEW_DECIDED, Counts, Work, answer_length, stage_work
 from towpath.recipe import Recipe
 
@@ -16,8 +16,8 @@ SPREAD: Mapping[Source, tuple[float, float]] = {
 """How far seconds may be off, one way and the other."""
 SHORT, LONG = 0.7, 1.15
 """Mean answer of the low and the high case over the likely one, where it is not measured."""
-LOADS = {"sft": 2, "baseline": 2, "sample": 2, "judge_model": 2, "reward": 2, "policy": 3, "evaluate": 9}
-"""How many times a stage loads or writes a model."""
+LOADS = {"sft": 1, "baseline": 2, "sample": 2, "judge_model": 1, "reward": 1, "policy": 2, "evaluate": 9}
+"""How many times a stage loads a model."""
 STAGE_SECONDS = 2.0
 """Of a stage besides: reading, checks, findings, reports."""
 
@@ -57,8 +57,8 @@ def stage_times(
             continue
         rounds = recipe.rounds if stage in ("sample", "reward", "policy", "evaluate") else 1
         parts = seconds_of(stage, works, speed, workers)
-        trained = "reward" if stage == "judge_model" else stage
-        parts["loading and saving"] = LOADS[stage] * speed.load + STAGE_SECONDS + speed.first.get(trained, 0.0)
+        fixed = LOADS[stage] * speed.load + STAGE_SECONDS + speed.first.get(trained_as(stage), 0.0)
+        parts["loading and saving"] = fixed + saving_seconds(stage, sum(parts.values()), speed)
         total = sum(parts.values())
         ends = [
             sum(seconds_of(stage, own[stage], speed, workers).values()) + parts["loading and saving"]

@@ -12,6 +12,8 @@ from towpath.planning.work import Counts, Work
 
 ROWS_AT_ONCE = 256
 """Rows that an engine samples together."""
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
+"""Between two checkpoints, and the largest share of the time that they take (towpath.stages.loop)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Speed:
     """Of loading the model once."""
     first: Mapping[str, float] = field(default_factory=dict)
     """Of the first batch of a stage that trains, besides: memory is touched for the first time."""
+    checkpoint: Mapping[str, float] = field(default_factory=dict)
+    """Of a checkpoint of a stage."""
+    export: Mapping[str, float] = field(default_factory=dict)
+    """Of writing the model of a stage that is done."""
     rows_at_once: int = ROWS_AT_ONCE
 
 
@@ -57,6 +63,22 @@ class Measurement:
     """Of a number in the cache of sampled answers."""
 
 
+def trained_as(stage: str) -> str:
+    """The stage whose speeds of training another one has."""
+    return "reward" if stage == "judge_model" else stage
+
+
+def saving_seconds(stage: str, training: float, speed: Speed) -> float:
+    """Seconds of a stage's checkpoints while it trains for so long, the last one included, and of the model in the
+    end."""
+    name = trained_as(stage)
+    each = speed.checkpoint.get(name, 0.0)
+    count = 1
+    if training >= CHECKPOINT_SECONDS:
+        count += 1 + int((training - CHECKPOINT_SECONDS) / max(CHECKPOINT_SECONDS, each / CHECKPOINT_SHARE))
+    return each * count + speed.export.get(name, 0.0)
+
+
 def seconds_of(stage: str, works: Iterable[Work], speed: Speed, workers: int = 1) -> dict[str, float]:
     """Seconds of each part of a stage, divided over workers."""
     parts: dict[str, float] = {}
@@ -72,7 +94,7 @@ def _seconds(stage: str, work: Work, speed: Speed, workers: int) -> float:
         return work.rows * work.longest * speed.greedy
     if work.kind == "score":
         return work.tokens * speed.score[work.unit] / workers
-    trained = "reward" if stage == "judge_model" else stage
+    trained = trained_as(stage)
     return work.tokens * speed.train[trained] / workers + work.steps * speed.optimizer[trained]
 
 

@@ -8,7 +8,7 @@ import importlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from towpath.runtime.launch import launch, launch_classifier
 from towpath.runtime.process import prepare_process, release_memory
 from towpath.stages.demonstrations import demonstration_batch
 from towpath.stages.sampled_texts import Texts, count_tokens, mean, read_texts, some
-from towpath.stages.timing import fastest, once, seconds_per_token, training_seconds
+from towpath.stages.timing import TrainingSeconds, fastest, once, seconds_per_token, training_seconds
+from towpath.store.publish import publish
 
 ROWS = 8, 128
 TOKENS = 2, 18
@@ -61,25 +62,32 @@ def measure(
     prepare_process()
     texts = read_texts(recipe, run, corpus)
     timed = _Timed(recipe, run, texts, say)
-    train: dict[str, float] = {}
-    optimizer: dict[str, float] = {}
-    first: dict[str, float] = {}
+    training: dict[str, TrainingSeconds] = {}
     score: dict[str, float] = {}
     # in the order of a run, whose stages find memory as the one before has left it
     if recipe.sft.method != "none" and corpus.demonstrations:
-        train["sft"], optimizer["sft"], first["sft"] = timed.fine_tuning(corpus)
+        training["sft"] = timed.fine_tuning(corpus)
     sampling = timed.sampling()
     if recipe.reward.is_trained and {"reward", "judge_model"} & set(stages):
-        frozen, upper, train["reward"], optimizer["reward"], first["reward"] = timed.reward_training()
+        frozen, upper, training["reward"] = timed.reward_training()
         score |= {"reward/frozen": frozen, "reward/upper": upper, "reward": frozen + upper}
     elif "reward" in stages:
         score["reward"] = timed.pretrained_reward()
-    score["experience"], train["policy"], optimizer["policy"], first["policy"] = timed.policy(score.get("reward", 0.0))
+    score["experience"], training["policy"] = timed.policy(score.get("reward", 0.0))
     score["score"] = timed.scoring()
     greedy = timed.greedy_samples()
     timed.finish()
-    others: dict[str, Any] = {"greedy": greedy, "score": score, "train": train, "optimizer": optimizer, "first": first}
-    speed = Speed(**sampling, **others, rows_at_once=ROWS_AT_ONCE * timed.workers)
+    speed = Speed(
+        **sampling,
+        greedy=greedy,
+        score=score,
+        train={stage: seconds.token for stage, seconds in training.items()},
+        optimizer={stage: seconds.step for stage, seconds in training.items()},
+        first={stage: seconds.first for stage, seconds in training.items()},
+        checkpoint={stage: seconds.checkpoint for stage, seconds in training.items()},
+        export={stage: seconds.export for stage, seconds in training.items()},
+        rows_at_once=ROWS_AT_ONCE * timed.workers,
+    )
     counts = count_tokens(recipe, corpus, texts)
     rows, columns = timed.sampled_cache
     return Measurement(counts, speed, timed.peaks, rows, columns, timed.number_bytes)
@@ -221,8 +229,8 @@ class _Timed:
         steps = [max(len(answer.token_ids) for answer in answers) for _, answers in timed]
         return max(0.0, timed[3][0] - timed[2][0]) / max(1, steps[3] - steps[2])
 
-    def fine_tuning(self, corpus: Corpus) -> tuple[float, float, float]:
-        """Seconds of a token that is trained on, of an optimizer step, and of the first batch besides."""
+    def fine_tuning(self, corpus: Corpus) -> TrainingSeconds:
+        """Seconds of fine-tuning."""
         self.begin("sft")
         cfg = self.recipe.sft
         runtime = self.launch(packing=cfg.packing)
@@ -232,13 +240,10 @@ class _Timed:
         whole = demonstration_batch(self.texts.chat, some(corpus.demonstrations), cfg, cfg.domains).batch
         size = min(cfg.batch, len(whole), self.row_count(MOST_ROWS))
         batches = [whole.take(self.draw.permutation(len(whole))[:size]) for _ in range(BATCHES + 1)]
-        seconds = training_seconds(runtime, batches, sft_algo, cfg, ("policy",))
-        self._save(runtime, "policy", best)
-        return seconds
+        return self._saved(training_seconds(runtime, batches, sft_algo, cfg, ("policy",)), runtime, "policy", best)
 
-    def reward_training(self) -> tuple[float, float, float, float, float]:
-        """Seconds of a token below the adapter, above it, and trained on, of an optimizer step, and of the first batch
-        besides."""
+    def reward_training(self) -> tuple[float, float, TrainingSeconds]:
+        """Seconds of a token below the adapter and above it, and of training."""
         self.begin("reward")
         cfg = self.recipe.reward
         runtime = self.launch()
@@ -256,8 +261,8 @@ class _Timed:
         upper = seconds_per_token(batches, lambda batch: runtime.score("reward", batch, ("score",)))
         seconds = training_seconds(runtime, batches, reward_model, cfg, ("reward",))
         if cfg.method == "full":
-            self._save(runtime, "reward", best)
-        return frozen, upper, *seconds
+            seconds = self._saved(seconds, runtime, "reward", best)
+        return frozen, upper, seconds
 
     def pretrained_reward(self) -> float:
         """Seconds of a token by the reward model from elsewhere, which has a tokenizer of its own."""
@@ -288,9 +293,9 @@ class _Timed:
         columns = {"beats": beats_BK, "sure": torch.ones(count, 2), "place": torch.arange(count) % 2}
         return Batch(paired, columns, (2,) * (count // 2), frozenset({"beats", "sure"}))
 
-    def policy(self, reward: float) -> tuple[float, float, float, float]:
-        """Seconds of a token of a rollout before the updates, of one that is trained on, of an optimizer step, and of
-        the first batch besides; `reward` is that of a reward model which is a model of its own."""
+    def policy(self, reward: float) -> tuple[float, TrainingSeconds]:
+        """Seconds of a token of a rollout before the updates, and of training; `reward` is that of a reward model which
+        is a model of its own."""
         self.begin("policy")
         cfg = self.recipe.policy
         runtime = self.launch()
@@ -311,17 +316,19 @@ class _Timed:
         ]
         algo, config = self._policy_loss()
         seconds = training_seconds(runtime, batches, algo, config, roles)
-        self._save(runtime, "policy", best)
-        return experience, *seconds
+        return experience, self._saved(seconds, runtime, "policy", best)
 
-    def _save(self, runtime: Runtime, role: str, best: Snapshot) -> None:
-        """What the end of a stage has in memory: new best weights beside the old ones, a checkpoint, and the model as
-        it is written."""
+    def _saved(self, seconds: TrainingSeconds, runtime: Runtime, role: str, best: Snapshot) -> TrainingSeconds:
+        """The same with seconds of a checkpoint and of the export. That is what the end of a stage has in memory: new
+        best weights beside the old ones, a checkpoint, and the model as it is written."""
         better = runtime.snapshot()
         with tempfile.TemporaryDirectory(dir=self.run) as folder:
-            runtime.write_state(Path(folder), better)
-            runtime.export(role, Path(folder) / "model", self.texts.chat)
-        del best, better
+            state = Path(folder) / "state"
+            model = Path(folder) / "model"
+            checkpoint, _ = once(lambda: publish(state, lambda target: runtime.write_state(target, better)))
+            export, _ = once(lambda: publish(model, lambda target: runtime.export(role, target, self.texts.chat)))
+        del best  # the old ones, until here
+        return replace(seconds, checkpoint=checkpoint, export=export)
 
     @property
     def _has_reward_model(self) -> bool:

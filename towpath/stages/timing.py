@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from towpath.data.batch import Batch
@@ -52,11 +53,25 @@ def _rate(batches: Sequence[Batch], work: Callable[[Batch], Any]) -> float:
     return seconds / tokens
 
 
+@dataclass(frozen=True)
+class TrainingSeconds:
+    """What a stage that trains takes."""
+
+    token: float
+    """That is trained on."""
+    step: float
+    """Of the optimizer."""
+    first: float
+    """Of the first batch besides, which touches memory for the first time."""
+    checkpoint: float = 0.0
+    export: float = 0.0
+    """Of the model, once it is trained."""
+
+
 def training_seconds(
     runtime: Runtime, batches: Sequence[Batch], algo: Any, config: Any, roles: Collection[str]
-) -> tuple[float, float, float]:
-    """Seconds of a token that is trained on by these roles, of an optimizer step, and of the first batch besides, which
-    touches memory for the first time."""
+) -> TrainingSeconds:
+    """Seconds of training of these roles."""
     loss = Loss(algo.__name__, config.model_dump(), {"policy_weight": 1.0, "kl_coef": 0.1})
     needs = {role: wants for role, wants in algo.TRAINS.items() if role in roles}
     steps: list[float] = []
@@ -69,4 +84,4 @@ def training_seconds(
     whole = _rate(batches[1:], update)
     tokens = sum(token_count(batch) for batch in batches[1 : len(steps)]) / (len(steps) - 1)
     optimizer = sum(steps[1:]) / (len(steps) - 1)
-    return whole - optimizer / tokens, optimizer, max(0.0, first - whole * token_count(batches[0]))
+    return TrainingSeconds(whole - optimizer / tokens, optimizer, max(0.0, first - whole * token_count(batches[0])))
