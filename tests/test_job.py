@@ -1,10 +1,12 @@
 """The runtime and the model of a stage: loading, dtype, compilation and checkpoints."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,36 @@ from towpath.runtime.contract import RoleSpec
 from towpath.stages.job import Job
 
 
+def fine_tuning(folder: Path, **model: object) -> Job[SftConfig]:
+    config = SftConfig.from_recipe(check(Recipe, {"model": {"source": "tiny", "dtype": "float32", **model}}, "test"))
+    return Job(config, folder, "sft", folder, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
+
+
+class Held:
+    """Refers to itself, as models with hooks do: only the garbage collector frees it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_memory_is_returned_before_a_model_is_loaded_or_exported(tmp_path):
+    job = fine_tuning(tmp_path)
+    gc.disable()
+    try:
+        earlier = weakref.ref(Held())
+        runtime = job.launch()
+        assert earlier() is None
+        runtime.open({"policy": RoleSpec(job.base_model)})
+        earlier = weakref.ref(Held())
+        runtime.export("policy", tmp_path / "model", job.chat)
+        assert earlier() is None
+    finally:
+        gc.enable()
+
+
 def curve(tmp_path, compiled: bool) -> list[float]:
     """Losses and gradient norms of four steps on ragged rows."""
-    tables = {"model": {"source": "tiny", "dtype": "float32", "attention": "sdpa", "compile": {"on": compiled}}}
-    job = Job(SftConfig.from_recipe(check(Recipe, tables, "test")), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
+    job = fine_tuning(tmp_path, attention="sdpa", compile={"on": compiled})
     runtime = job.launch()
     runtime.tokens_per_pass = 256
     runtime.open({"policy": RoleSpec(job.base_model, Lora(rank=4, alpha=8.0), learning_rate=1e-2)})

@@ -26,7 +26,7 @@ from towpath.planning.estimate import StageTime, stage_times
 from towpath.planning.memory import CACHE_STRIDE, cache_columns
 from towpath.planning.sampling import TimedSampling, sampling_speed
 from towpath.planning.sizes import gigabytes
-from towpath.planning.speed import CHECKPOINT_SHARE, Speed, saving_seconds, seconds_of
+from towpath.planning.speed import CHECKPOINT_SECONDS, CHECKPOINT_SHARE, Speed, saving_seconds, seconds_of
 from towpath.planning.work import UNITS, Counts, Work, compared_answers, sampled_pairs, stage_work
 from towpath.recipe import Recipe
 from towpath.rollout.cache import STRIDE, room
@@ -122,7 +122,7 @@ def test_work_is_what_the_stages_did(finished) -> None:
     recipe = Recipe.model_validate(manifest.read(next(finished.glob("stages/sft/*")))["recipe"])
     corpus = load_corpus(recipe, finished)
     counts = count_tokens(recipe, corpus, read_texts(recipe, finished, corpus))
-    counts = replace(counts, **known_counts(finished))
+    counts = replace(counts, **known_counts(recipe, finished))
     work = {
         stage: {one.part: one for one in parts}
         for stage, parts in stage_work(recipe, counts, stage_kinds(recipe)).items()
@@ -149,6 +149,19 @@ def test_work_is_what_the_stages_did(finished) -> None:
     assert work["policy"]["rollouts"].rows == recipe.policy.rollout * sum(row["phase"] == "train" for row in metrics)
     validations = sum(row["phase"] == "validation" for row in metrics)
     assert work["policy"]["answers for validation"].rows == validations * recipe.policy.validation_prompts
+
+
+@pytest.mark.slow
+def test_labels_of_other_comparisons_say_the_share_that_is_decided(finished) -> None:
+    recipe = Recipe.model_validate(manifest.read(next(finished.glob("stages/sft/*")))["recipe"])
+    label = result_of(finished, "label")
+    prompts = recipe.preferences.prompts
+    more = recipe.model_copy(update={"preferences": recipe.preferences.model_copy(update={"prompts": 2 * prompts})})
+    assert known_counts(recipe, finished)["pairs"] == label["decided"]
+    known = known_counts(more, finished)
+    assert "pairs" not in known and known["decided"] == label["decided"] / label["comparisons"]
+    recorded = {"preferences": recipe.preferences.model_copy(update={"raters": "recorded"})}
+    assert not {"pairs", "decided"} & set(known_counts(recipe.model_copy(update=recorded), finished))
 
 
 COUNTS = Counts(1000, 300, 80, 40, 500, 20.0, 80.0)
@@ -191,6 +204,8 @@ def test_range_before_labels_has_the_time_of_many_ties() -> None:
         assert before.low < reward_time(replace(counts, pairs=round(share * compared))).likely < before.high
     few = reward_time(replace(counts, pairs=round(0.3 * compared)))
     assert few.high < before.high
+    share = reward_time(replace(counts, decided=0.2))
+    assert share.low < share.likely < share.high < before.high
 
 
 PUBLISHED = [
@@ -315,10 +330,13 @@ def test_a_trial_computes_with_the_settings_of_a_run(tiny_run, monkeypatch) -> N
     assert thread_counts == [threads]
 
 
-def test_checkpoints_that_take_long_are_rarer() -> None:
+def test_checkpoints_that_take_long_are_rarer(monkeypatch) -> None:
+    monkeypatch.delenv("TOWPATH_CHECKPOINT_SECONDS", raising=False)
+    from towpath.stages.job import Job
     from towpath.stages.loop import CHECKPOINT_SHARE as SHARE
 
-    assert SHARE == CHECKPOINT_SHARE
+    wanted = Job.__dataclass_fields__["checkpoint_seconds"].default_factory()
+    assert (wanted, SHARE) == (CHECKPOINT_SECONDS, CHECKPOINT_SHARE)
     speed = replace(SPEED, checkpoint={"sft": 4.0}, export={"sft": 3.0})
     counted = [saving_seconds("sft", training, speed) for training in (10, 30, 99, 101, 260)]
     assert counted == [4 + 3, 8 + 3, 8 + 3, 12 + 3, 20 + 3]

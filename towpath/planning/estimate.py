@@ -47,9 +47,14 @@ def stage_times(
     mean = answer_length(counts, longest)
     known = counts.answer_tokens is not None
     low, high = (
-        stage_work(recipe, replace(counts, answer_tokens=mean * (1.0 if known else factor), decided=decided), stages)
+        replace(
+            counts,
+            answer_tokens=mean * (1.0 if known else factor),
+            decided=decided if counts.decided is None else counts.decided,
+        )
         for factor, decided in ((SHORT, FEW_DECIDED), (LONG, ALL_DECIDED))
     )
+    few, many = (stage_work(recipe, own, stages) for own in (low, high))
     spread = SPREAD[source]
     times = []
     for stage, works in likely.items():
@@ -62,7 +67,7 @@ def stage_times(
         total = sum(parts.values())
         ends = [
             sum(seconds_of(stage, own[stage], speed, workers).values()) + parts["loading and saving"]
-            for own in (low, high)
+            for own in (few, many)
         ]
         times.append(
             StageTime(

@@ -55,8 +55,8 @@ class Counts:
     """Comparisons that are decided by labels; None where there are no labels yet."""
     pair_answers: int | None = None
     """Answers that are in at least one of these pairs."""
-    decided: float = DECIDED
-    """Share of comparisons that will be decided, where there are no labels yet."""
+    decided: float | None = None
+    """Share of comparisons that are decided, where labels of others say it."""
     longest_prompt: int = 0
     """Tokens of the longest prompt that a trial has seen; 0 where it is not known."""
 
@@ -131,7 +131,8 @@ def _compared_prompts(recipe: Recipe, counts: Counts) -> int:
 def _decided_pairs(recipe: Recipe, counts: Counts) -> float:
     if counts.pairs is not None:
         return counts.pairs
-    return counts.decided * sampled_pairs(recipe, _compared_prompts(recipe, counts))
+    share = DECIDED if counts.decided is None else counts.decided
+    return share * sampled_pairs(recipe, _compared_prompts(recipe, counts))
 
 
 def _sft(recipe: Recipe, counts: Counts) -> Iterator[Work]:

@@ -22,6 +22,8 @@ from towpath.store import manifest
 CACHE = "speed"
 SPEED_SECTIONS = ("model", "engine", "cluster")
 """Sections that speeds depend on."""
+COMPARED = ("prompts", "completions", "base_share")
+"""Keys of `preferences` that decide how many comparisons are sampled."""
 CHARACTERS_PER_TOKEN = 4
 TEMPLATE_TOKENS = 12
 """That a chat template adds to a prompt."""
@@ -47,10 +49,10 @@ def read_measurement(recipe: Recipe, run: Path) -> Measurement | None:
         return None
 
 
-def counts_of(data: DataSummary, run: Path, measured: Measurement | None) -> Counts:
+def counts_of(recipe: Recipe, data: DataSummary, run: Path, measured: Measurement | None) -> Counts:
     """What a plan needs to know of the data: tokens as measured, else by their characters; and what finished stages
     say of answers and labels."""
-    known = known_counts(run)
+    known = known_counts(recipe, run)
     rows = {name: getattr(data, name) for name in ("train", "heldout", "safety", "harmful", "demonstrations")}
     if measured:
         return replace(measured.counts, **rows, **known)
@@ -79,26 +81,35 @@ def speed_by_formula(recipe: Recipe, device: Device, parameters: float) -> Speed
     return formula_speed(device, parameters, layers, parameters, trained, passes_of, has_server)
 
 
-def known_counts(run: Path) -> dict[str, Any]:
-    """What finished stages say of answers and labels; None where they are still to come."""
-    labels = _newest_result(run, "label")
-    return {
-        "answer_tokens": sampled_length(run),
-        "pairs": labels.get("decided"),
-        "pair_answers": labels.get("decided_answers"),
-    }
+def known_counts(recipe: Recipe, run: Path) -> dict[str, Any]:
+    """What finished stages say of answers and labels. Labels of as many comparisons as the recipe samples are counted;
+    of another number of them, the share that is decided is known."""
+    known: dict[str, Any] = {"answer_tokens": sampled_length(run)}
+    record = _newest_record(run, "label")
+    if record is None:
+        return known
+    labels = record["result"]
+    now = recipe.preferences.model_dump(mode="json")
+    before = record["recipe"]["preferences"]
+    is_recorded = now["raters"] == "recorded"
+    if is_recorded != (before["raters"] == "recorded"):
+        return known
+    if is_recorded or all(now[key] == before[key] for key in COMPARED):
+        return known | {"pairs": labels["decided"], "pair_answers": labels.get("decided_answers")}
+    return known | {"decided": labels["decided"] / labels["comparisons"]}
 
 
 def sampled_length(run: Path) -> float | None:
     """Mean tokens of the completions that the newest sample stage has sampled, or of the tuned model's answers in the
     baseline stage; None before."""
-    results = (_newest_result(run, stage) for stage in ("sample", "baseline"))
-    return next((result["mean_tokens"] for result in results if result.get("mean_tokens")), None)
+    records = (_newest_record(run, stage) for stage in ("sample", "baseline"))
+    lengths = (record["result"].get("mean_tokens") for record in records if record)
+    return next((length for length in lengths if length), None)
 
 
-def _newest_result(run: Path, stage: str) -> dict[str, Any]:
+def _newest_record(run: Path, stage: str) -> dict[str, Any] | None:
     files = sorted(run.glob(f"stages/{stage}*/*/manifest.json"), key=lambda path: path.stat().st_mtime)
-    return manifest.read(files[-1].parent)["result"] if files else {}
+    return manifest.read(files[-1].parent) if files else None
 
 
 def _key(recipe: Recipe) -> str:

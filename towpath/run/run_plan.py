@@ -93,7 +93,7 @@ def plan_run(recipe: Recipe, run: Path, data: DataSummary, store: Store, wanted:
     """The plan of a run, or of what is wanted instead."""
     wanted = wanted or WhatIf()
     measured = None if wanted.on else read_measurement(recipe, run)
-    recipe, counts = scaled(recipe, counts_of(data, run, measured), wanted)
+    recipe, counts = scaled(recipe, counts_of(recipe, data, run, measured), wanted)
     models = _models(recipe, run, wanted)
     placement = None if wanted.on else place_workers(recipe, models.model, models.reward, models.others)
     machine = (
